@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = 100
 SUFFIXES = {".rs", ".py", ".pyi", ".toml", ".sh", ".yaml", ".yml", ".md"}
 NAMES = {"Makefile", ".ci/run"}
-CAMPAIGN = ("files", "mutations", "networks", "ops", "programs")
+CAMPAIGN = ("files.py", "mutations.py", "networks.py", "ops.py", "programs/")
 EXCLUDED = (
     "benches/results/",
     "docs/results/",
-    *(f"tests/campaign/{name}.py" for name in CAMPAIGN),
+    *(f"tests/campaign/{name}" for name in CAMPAIGN),
 )
 TABLE = re.compile(r"\s*(//[/!]|#)?\s*\|.*\|$")
 # A link's target `](...)`, a reference's target `[name]: ...`, a bare URL, or a pragma.

@@ -1,4 +1,4 @@
-"""Prepare a model whole, train it one step, convert and compare: what tests of reach share."""
+"""A helper of several tests: prepare a whole model, train one step, convert and compare."""
 
 from __future__ import annotations
 

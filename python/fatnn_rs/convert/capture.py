@@ -1,34 +1,27 @@
 """From a model to a torch.fx graph in which every known layer is one call.
 
-Symbolic tracing (torch.fx) comes first. If the model's Python branches on shapes or values,
-``torch.export`` follows (:mod:`fatnn_rs.convert.capture_export`). A captured graph has to give the
-example's outputs bit for bit; its values are recorded at the same time
-(:mod:`fatnn_rs.convert.record`). Models are run and traced as copies
-(:func:`fatnn_rs.replica.replica`), because their code may change their state.
+Symbolic tracing comes first (:mod:`fatnn_rs.convert.capture_fx`). If the model branches on shapes
+or values, ``torch.export`` follows (:mod:`fatnn_rs.convert.capture_export`). A captured graph must
+reproduce the example's outputs exactly; its values are recorded at the same time
+(:mod:`fatnn_rs.convert.record`). Only copies of the model are run and traced
+(:func:`fatnn_rs.replica.replica`), because its code may change its state.
 """
 
 from __future__ import annotations
 
 import inspect
-import operator
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fatnn_rs.contained import register_contained
-from fatnn_rs.convert.record import TensorMeta, record
-from fatnn_rs.convert.structure import fill, leaves, plain, refilled, same_values
-from fatnn_rs.convert.transformer import unmasked_forward, unmasked_root
+from fatnn_rs.convert.record import TensorMeta
+from fatnn_rs.convert.structure import fill, leaves, plain, same_values
 from fatnn_rs.errors import ConversionError, FatnnError
-from fatnn_rs.nn import QuantizedLayer
-from fatnn_rs.replica import patched_methods, replica
+from fatnn_rs.replica import replica
 from fatnn_rs.signature import NOTHING, Argument
 
 __all__ = ["Captured", "SizeRange", "capture"]
@@ -119,108 +112,6 @@ class _AsksFormat(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _UntraceableError(BaseException):
-    """Stops tracing. No ``Exception``, so that the model's own ``except`` does not catch it."""
-
-
-def _untraceable(what: str) -> Any:
-    def refuse(self: Any, *args: Any) -> Any:
-        raise _UntraceableError(f"its forward {what} a value that is unknown during tracing")
-
-    return refuse
-
-
-class _Tracer(fx.Tracer):
-    """Keeps calls of quantized layers, torch's modules and modules with patched methods.
-
-    torch's containers that hold a quantized layer are traced through.
-    """
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, QuantizedLayer) or patched_methods(m):
-            return True
-        if any(isinstance(child, QuantizedLayer) for child in m.modules()):
-            return False
-        return super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_module(m, unmasked_forward(m, forward), args, kwargs)
-
-    to_bool = _untraceable("branches on")
-    iter = _untraceable("iterates over")
-    keys = _untraceable("takes keys of")
-
-
-#: Python's in-place operators, such as ``x += y``.
-_IN_PLACE = (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-)
-
-
-@contextmanager
-def _faithful_proxies() -> Iterator[None]:
-    """Make torch.fx trace ``x += y`` in place; refuse ``x.data = y`` and ``x.shape[0] in {8}``.
-
-    torch.fx's proxies lack in-place operators, so Python would run ``x = x + y``, and other readers
-    of the tensor would keep the old value. Proxies also accept any attribute, and never equal a key
-    of a set or dict.
-    """
-    names = (*(f"__i{op}__" for op in _IN_PLACE), "__setattr__", "__hash__")
-    before = {name: vars(fx.Proxy).get(name) for name in names}
-
-    def in_place(op: str) -> Any:
-        function = getattr(operator, f"i{op}")
-        return lambda self, other: self.tracer.create_proxy(
-            "call_function", function, (self, other), {}
-        )
-
-    def assign(self: fx.Proxy, name: str, value: Any) -> None:
-        if name not in ("tracer", "node", "root", "attr", "_node", "name", "default", "scope"):
-            raise _UntraceableError(f"its forward assigns to {name!r} of a tensor")
-        object.__setattr__(self, name, value)
-
-    try:
-        for op in _IN_PLACE:
-            setattr(fx.Proxy, f"__i{op}__", in_place(op))
-        fx.Proxy.__setattr__ = assign  # type: ignore[assignment,method-assign]
-        fx.Proxy.__hash__ = _untraceable("looks up")  # type: ignore[method-assign]
-        yield
-    finally:
-        for name, method in before.items():
-            if method is None:
-                delattr(fx.Proxy, name)
-            else:
-                setattr(fx.Proxy, name, method)
-
-
-#: Modules whose functions torch.fx keeps as one call, and that are better seen through.
-_OPENED = frozenset({"torchvision.models.swin_transformer"})
-
-
-@contextmanager
-def _opened() -> Iterator[None]:
-    """Let torch.fx trace into functions that their module wrapped: their calls have rows."""
-    patched = _symbolic_trace._wrapped_fns_to_patch
-    kept = {key: scope for key, scope in patched.items() if scope.get("__name__") in _OPENED}
-    try:
-        for key in kept:
-            del patched[key]
-        yield
-    finally:
-        patched.update(kept)
-
-
 def copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Clone all tensors, so that a model that works in place cannot change the caller's."""
     return tuple(
@@ -259,66 +150,13 @@ def _constant(value: Any) -> Any:
     return None if isinstance(value, Tensor) else value
 
 
-def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captured | str:
-    """Capture by symbolic tracing; return why if that fails."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        return "its forward takes *args or **kwargs"
-    if patched_methods(model):
-        return f"{patched_methods(model)[0]!r} was replaced on the instance"
-    # Omitted arguments and arguments that are not tensors become constants.
-    constants = {p.name: p.default for p in parameters[len(arguments) :]}
-    constants |= {
-        p.name: value
-        for p, value in zip(parameters, arguments, strict=False)
-        if not isinstance(value, Tensor)
-    }
-    if any(
-        not isinstance(value, (type(None), bool, int, float, str)) for value in constants.values()
-    ):
-        return "it takes arguments that are neither tensors nor plain constants"
-    traced = replica(model)
-    register_contained(traced)
-    unmasked_root(traced, constants)
-    tracer = _Tracer()
-    try:
-        with _faithful_proxies(), _opened():
-            graph = tracer.trace(traced, concrete_args=constants)
-        module = fx.GraphModule(tracer.root, graph)
-    except _UntraceableError as error:
-        return str(error)
-    except Exception as error:  # user code meets proxies here and may raise anything
-        return f"{type(error).__name__}: {error}"
-    seen = record(module, copies(arguments), expected)
-    if isinstance(seen, str):
-        return seen
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    filled = [
-        node.name
-        for node, value in zip(placeholders, arguments, strict=False)
-        if isinstance(value, Tensor)
-    ]
-    output = next(node for node in module.graph.nodes if node.op == "output")
-    outputs = refilled(expected, output.args[0])
-    return Captured(
-        module.graph,
-        dict(traced.named_modules()),
-        module,
-        filled,
-        described(model, arguments),
-        outputs,
-        seen,
-        expected,
-    )
-
-
 def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]:
     """Run a model twice; return its outputs, and whether it reads memory formats.
 
     Raises
     ------
     ConversionError
-        If the model fails, or if its outputs depend on earlier calls or on chance.
+        If the model fails, or if its outputs depend on earlier calls or random numbers.
     """
     run = replica(model)
     try:
@@ -363,7 +201,7 @@ def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) 
     Returns
     -------
     bool
-        Whether the model asks for memory formats.
+        Whether the model reads memory formats.
 
     Raises
     ------
@@ -393,24 +231,24 @@ def _check_grad_mode(model: nn.Module, arguments: tuple[Any, ...], expected: Any
     try:
         with torch.enable_grad():
             other = _without_saved(model, arguments)
-    except Exception:  # an in-place write, say, that autograd refuses
+    except Exception:  # autograd refuses some in-place writes
         return
     detached = fill(plain(other), lambda v: v.detach() if isinstance(v, Tensor) else v)
     if problem := same_values(list(leaves(detached)), list(leaves(plain(expected))), 0.05):
         raise ConversionError(
-            f"{type(model).__name__} gives another result where gradients are recorded "
+            f"{type(model).__name__} gives another result when gradients are recorded "
             f"({problem}), and a converted network does not record any; let forward not branch on "
             "torch.is_grad_enabled() or requires_grad"
         )
 
 
 def _without_saved(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
-    """Run a model without keeping activations for a backward pass that does not come."""
+    """Run a model without keeping activations, because no backward pass follows."""
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda saved: None, _refuse_backward)
     try:
         with hooks:
             return replica(model)(*copies(arguments))
-    except Exception:  # it takes a gradient itself, say
+    except Exception:  # the model may compute gradients itself
         return replica(model)(*copies(arguments))
 
 
@@ -429,9 +267,10 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
         but a structure of tensors and plain values, or cannot be captured.
     """
     from fatnn_rs.convert.capture_export import by_export
+    from fatnn_rs.convert.capture_fx import by_fx
 
     expected, asks_format = _run_twice(model, arguments)
-    traced = _by_fx(model, arguments, expected)
+    traced = by_fx(model, arguments, expected)
     if isinstance(traced, Captured):
         traced.asks_format = asks_format
         return traced
