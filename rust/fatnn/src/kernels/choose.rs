@@ -84,8 +84,35 @@ fn choose_for_codes(
     shape: LayerShape,
     operands: Operands,
 ) -> &'static dyn Kernel {
-    let fastest = if cpu::is_zen4() { predicted_fastest(kernels, shape, operands) } else { None };
-    fastest.unwrap_or_else(|| choose_by_rules(kernels, shape, operands))
+    let dot = || dot_for_short_taps(kernels, shape);
+    let predicted =
+        || if cpu::is_zen4() { predicted_fastest(kernels, shape, operands) } else { None };
+    dot().or_else(predicted).unwrap_or_else(|| choose_by_rules(kernels, shape, operands))
+}
+
+/// Most input channels of a tap for which dot products beat popcount, which pads them to 64.
+const MAX_DOT_CHANNELS: usize = 24;
+
+/// A dot-product kernel if taps have few channels. Not if a matrix unit runs the layer. If output
+/// channels fill the lanes of a table kernel, only for 1×1 layers.
+fn dot_for_short_taps(
+    kernels: &[&'static dyn Kernel],
+    shape: LayerShape,
+) -> Option<&'static dyn Kernel> {
+    let LayerShape::Conv { out_channels, reduction, taps } = shape else { return None };
+    let of = |family| kernels.iter().copied().find(|kernel| kernel.layout().family == family);
+    let matrix = out_channels >= MIN_MATRIX_CHANNELS && of(Family::Matrix).is_some();
+    let table = of(Family::Table).filter(|table| fills_lanes(out_channels, *table));
+    let few = reduction <= MAX_DOT_CHANNELS * taps;
+    if few && !matrix && (taps == 1 || table.is_none()) { of(Family::Dot) } else { None }
+}
+
+/// Fewest output channels for which a matrix unit is the fastest.
+const MIN_MATRIX_CHANNELS: usize = 24;
+
+/// Whether output channels leave no more than a quarter of a kernel's lanes unused.
+fn fills_lanes(out_channels: usize, kernel: &dyn Kernel) -> bool {
+    4 * out_channels >= 3 * out_channels.next_multiple_of(kernel.layout().lanes)
 }
 
 /// Shortest reduction for which predicted times decide. The model ignores epilogues, which matter
@@ -104,10 +131,11 @@ fn predicted_fastest(
         _ => return None,
     }
     let mut best: Option<(f64, &'static dyn Kernel)> = None;
-    for &kernel in kernels
-        .iter()
-        .filter(|kernel| kernel.isa() != Isa::Scalar && kernel.layout().family != Family::Dot)
-    {
+    // Rules have already decided against dot products, which have no measured cost.
+    let candidate = |kernel: &&&'static dyn Kernel| {
+        kernel.isa() != Isa::Scalar && kernel.layout().family != Family::Dot
+    };
+    for &kernel in kernels.iter().filter(candidate) {
         let time = cost::predicted_time(kernel, shape, operands)?;
         if best.is_none_or(|(least, _)| time < least) {
             best = Some((time, kernel));
@@ -152,7 +180,7 @@ fn choose_among(
 ) -> &'static dyn Kernel {
     let of =
         |family| kernels.iter().copied().filter(move |kernel| kernel.layout().family == family);
-    if out_channels >= 24
+    if out_channels >= MIN_MATRIX_CHANNELS
         && let Some(matrix) = of(Family::Matrix).next()
     {
         return matrix;
@@ -171,9 +199,12 @@ fn choose_among(
     {
         return popcount;
     }
-    // Put output channels in the lanes, unless that leaves more than a quarter of them unused.
-    if 4 * out_channels >= 3 * out_channels.next_multiple_of(table.layout().lanes) {
+    // Put output channels in the lanes, unless that leaves too many of them unused.
+    if fills_lanes(out_channels, table) {
         return table;
+    }
+    if vector_popcount {
+        return best;
     }
     let pixels = of(Family::Table).find(|kernel| kernel.layout().lanes_are_positions());
     pixels.unwrap_or(table)
@@ -223,6 +254,26 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn dot_products_run_taps_of_few_channels() {
+        let ternary = Operands { act: Act::Half, weights: WeightKind::Ternary };
+        let kernels: Vec<_> = detected_for(ternary)
+            .into_iter()
+            .filter(|kernel| kernel.layout().family != Family::Matrix)
+            .collect();
+        let exists = kernels.iter().any(|kernel| kernel.layout().family == Family::Dot);
+        let dot = |[out_channels, channels, taps]: [usize; 3]| {
+            let shape = LayerShape::Conv { out_channels, reduction: channels * taps, taps };
+            choose_for_codes(&kernels, shape, ternary).layout().family == Family::Dot
+        };
+        for shape in [[96, 16, 1], [144, 24, 1], [16, 16, 9], [32, 3, 25], [8, 1, 9]] {
+            assert_eq!(dot(shape), exists, "{shape:?}");
+        }
+        for shape in [[64, 16, 9], [192, 32, 1], [16, 64, 1], [64, 64, 9]] {
+            assert!(!dot(shape), "{shape:?}");
         }
     }
 

@@ -19,8 +19,6 @@ const KERNELS: &[KernelCtor] = &[
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     matrix::amx::make,
     #[cfg(target_arch = "x86_64")]
-    super::dot::avx512::make,
-    #[cfg(target_arch = "x86_64")]
     popcount::avx2::make,
     #[cfg(target_arch = "x86_64")]
     table::avx512::channels,
@@ -30,6 +28,8 @@ const KERNELS: &[KernelCtor] = &[
     table::avx2::channels,
     #[cfg(target_arch = "x86_64")]
     table::avx2::pixels,
+    #[cfg(target_arch = "x86_64")]
+    super::dot::avx512::make,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     popcount::neon::make,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
