@@ -1,7 +1,7 @@
-//! Functions of integers and masks, element by element: comparisons, logic, choices, conversions,
-//! arithmetic of integers; and sums of integers along a dimension.
+//! Elementwise operations on integers and masks (comparisons, logic, `where`, casts, integer
+//! arithmetic), and cumulative sums of integers.
 //!
-//! Integers are int64 in memory. Where a value is int32, results wrap as int32 does.
+//! Integers are int64 in memory. Results of type int32 wrap as int32 does.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::graph::{BuildError, NodeView};
 use crate::parallel;
 use crate::scalar::{Binary, Comparison, Logical};
 
-/// The operation of a node that reads and makes such types.
+/// The operation of a node that reads values of types `read` and returns one of type `made`.
 pub(crate) fn operation(
     view: NodeView<'_>,
     read: &[ValueType],
@@ -44,12 +44,12 @@ enum Function {
     Logical(Logical),
     Not,
     Where,
-    /// Whether results are int32.
+    /// Integer arithmetic; `true` if the result is int32.
     Integers(Binary, bool),
     Cast(ValueType),
 }
 
-/// A function of elements of up to three values, with broadcasting.
+/// An elementwise operation on up to three values, with broadcasting.
 #[derive(Debug)]
 struct IntegerOp {
     function: Function,
@@ -105,7 +105,7 @@ struct IntegerStep {
 }
 
 impl IntegerStep {
-    /// Fills `out` with a function of places in the inputs.
+    /// Sets every element of `out` to `f` of the offsets of its operands in the inputs.
     fn fill<T: Send>(&self, out: &mut [T], f: impl Fn([usize; 3]) -> T + Sync) -> Result<()> {
         let (len, steps) = self.walk.row();
         if out.is_empty() {
@@ -162,14 +162,15 @@ impl IntegerStep {
             (Slice::Integer(x), out) => {
                 self.fill(out.integers(), |at| wrapped(x[at[0]], to == ValueType::I32))
             }
-            // Not in graphs that were checked: PyTorch's result for large floats is not defined.
+            // Checked graphs have no such cast: PyTorch leaves its result undefined for large
+            // floats.
             (Slice::Float(x), out) => self.fill(out.integers(), |at| x[at[0]] as i64),
             (x, _) => bad_value("a conversion", "floats, integers or a mask", format!("{x:?}")),
         }
     }
 }
 
-/// As int32 has it, where a value is one.
+/// Wraps `x` to int32 if `is_i32`.
 fn wrapped(x: i64, is_i32: bool) -> i64 {
     if is_i32 { i64::from(x as i32) } else { x }
 }
@@ -212,7 +213,7 @@ impl ExecutableOp for IntegerStep {
                     let made = match kind {
                         Binary::Add => a.wrapping_add(b),
                         Binary::Sub => a.wrapping_sub(b),
-                        // The types of the graph allow no division.
+                        // The type rules of the graph exclude integer division.
                         Binary::Mul | Binary::Div => a.wrapping_mul(b),
                     };
                     wrapped(made, is_i32)
@@ -224,7 +225,7 @@ impl ExecutableOp for IntegerStep {
     }
 }
 
-/// Sums of integers from the first index of a dimension to every other.
+/// Cumulative sums of integers along a dimension.
 #[derive(Debug)]
 struct Cumsum {
     dim: i64,

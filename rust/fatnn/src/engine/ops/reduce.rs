@@ -1,4 +1,4 @@
-//! Sums, means and extremes over any dimensions; softmax along one.
+//! Sum, mean, maximum and minimum over any dimensions, and softmax along one.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::kernels::rows::{self, Dim, Fold, run};
 use crate::memory;
 use crate::parallel;
 
-/// A reduction over dimensions, counted from the front.
+/// A reduction over `dims`, none of which is negative.
 #[derive(Debug)]
 pub(crate) struct Reduce {
     pub kind: Reduction,
@@ -18,7 +18,8 @@ pub(crate) struct Reduce {
 }
 
 impl Reduce {
-    /// The order for an input, and that of the result: results stand in the order of what stays.
+    /// The memory orders of the input and of the result. Results keep the order in memory of the
+    /// dimensions that remain.
     fn order(&self, input: Ordered) -> (Order, Order) {
         let stay = |dim: usize| dim < input.rank && !self.dims.contains(&dim);
         let in_order = !stay(1) || !(2..input.rank).any(stay);
@@ -108,7 +109,7 @@ impl ExecutableOp for ReduceStep {
     }
 }
 
-/// Softmax along a dimension, or its logarithm.
+/// Softmax or log-softmax along a dimension.
 #[derive(Debug)]
 pub(crate) struct Softmax {
     pub dim: usize,

@@ -1,5 +1,5 @@
-//! Maps of another size whose pixels stay as they are: nearest interpolation, and channels that
-//! become pixels; of floats and of codes.
+//! Resizing that only copies pixels: nearest interpolation and `depth_to_space` (pixel shuffle).
+//! Both work on floats and on codes.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::kernels::apply_all;
 use crate::memory;
 use crate::parallel;
 
-/// Height and width that an interpolation makes of these inputs.
+/// Dimensions of the result of an interpolation. A second input gives height and width.
 pub(super) fn interpolated(how: &Interpolate, inputs: &[Value]) -> Result<Dims> {
     let from = inputs[0].dims;
     let mut map = from.map;
@@ -36,7 +36,7 @@ pub(super) fn interpolated(how: &Interpolate, inputs: &[Value]) -> Result<Dims> 
     Ok(Dims { map, ..from })
 }
 
-/// Sides stay below this.
+/// Height and width must be below this limit.
 const LIMIT: usize = 1 << 24;
 
 /// Nearest interpolation.
@@ -44,7 +44,7 @@ const LIMIT: usize = 1 << 24;
 pub(crate) struct Nearest(pub Interpolate);
 
 impl Nearest {
-    /// The input's index for an index of the result: PyTorch's rule, in float32.
+    /// The input index for output index `at`, by PyTorch's rule in float32.
     fn source(&self, at: usize, ratio: f32, size: usize) -> usize {
         let half = if self.0.sampling == Sampling::NearestExact { 0.5 } else { 0.0 };
         (((at as f32 + half) * ratio) as usize).min(size - 1)
@@ -78,7 +78,7 @@ impl Operation for Nearest {
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        // Of a second input only the sizes count.
+        // Only the sizes of a second input matter.
         let wanted = inputs
             .iter()
             .enumerate()
@@ -87,7 +87,7 @@ impl Operation for Nearest {
     }
 }
 
-/// Elements of a pixel in its buffer.
+/// Length of a pixel in the buffer: floats, or bytes of codes.
 fn pixel_len(value: &Value) -> usize {
     value.codes.map_or(value.dims.channels, |layout| layout.pixel_bytes())
 }
@@ -132,7 +132,7 @@ impl ExecutableOp for NearestStep {
     }
 }
 
-/// Channels become pixels; of floats with functions of the result.
+/// Moves channels to pixels (`depth_to_space`). On floats, functions of the result can follow.
 #[derive(Debug)]
 pub(crate) struct Shuffle {
     pub how: DepthToSpace,
@@ -183,20 +183,20 @@ impl Operation for Shuffle {
     }
 }
 
-/// [`Shuffle`] for one shape.
+/// [`Shuffle`], planned for one input shape.
 #[derive(Debug)]
 pub(super) struct ShuffleStep {
     shuffle: Arc<Shuffle>,
     how: DepthToSpace,
-    /// Height and width of what is read.
+    /// Height and width of the input.
     from: [usize; 2],
     map: [usize; 2],
-    /// Elements of a pixel of the result.
+    /// Length of a pixel of the result in the buffer.
     pixel: usize,
 }
 
 impl ShuffleStep {
-    /// Copies rows, and calls `then` with each.
+    /// Copies every row, then calls `then` on it.
     fn copy<T: Copy + Send + Sync>(
         &self,
         x: &[T],

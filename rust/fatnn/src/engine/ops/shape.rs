@@ -1,4 +1,4 @@
-//! Operations that move elements only: other shapes, other orders in memory.
+//! Operations that only move elements: reshape, permute, slice, expand and memory order.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::memory;
 use crate::parallel;
 use crate::transpose::transpose;
 
-/// From one order in memory to the other.
+/// Converts a value to this memory order.
 #[derive(Debug)]
 pub(crate) struct Reorder(pub Order);
 
@@ -35,8 +35,7 @@ impl Operation for Reorder {
     }
 
     fn is_view(&self, inputs: &[Value]) -> bool {
-        // Channels of single pixels, and pixels of a single channel, stand in the same places in
-        // both.
+        // With one pixel or one channel, both orders have the same memory layout.
         match *inputs[0].shape() {
             [_, channels, ref map @ ..] => channels == 1 || map.iter().product::<usize>() == 1,
             _ => true,
@@ -70,20 +69,21 @@ impl Transpose {
     }
 }
 
-/// Another shape of the same elements in row-major order.
+/// A new shape for the same elements in row-major order.
 #[derive(Clone, Debug)]
 pub(crate) enum Reshape {
-    /// Dimensions from the first to the last, both counted from the front, become one.
+    /// Merges dimensions `start` to `end` (inclusive); neither is negative.
     Flatten { start: usize, end: usize },
-    /// All dimensions but the last become one.
+    /// Merges all dimensions but the last.
     FlattenLeading,
-    /// The leading dimensions are those of the second input.
+    /// Takes all dimensions but the last from the second input.
     Like,
-    /// Without this dimension, where its size is 1.
+    /// Removes this dimension if its size is 1.
     Squeeze(usize),
-    /// With a new dimension of size 1 here.
+    /// Inserts a dimension of size 1 here.
     Unsqueeze(usize),
-    /// These sizes; 0: the input's size of this dimension, -1: what is left.
+    /// Takes these sizes. 0 keeps the input's size of that dimension; -1 is computed from the
+    /// other sizes.
     To(Vec<i64>),
 }
 
@@ -147,7 +147,7 @@ impl Operation for Reshape {
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        // Of the second input only the shape counts.
+        // Only the shape of the second input matters.
         let wanted = inputs
             .iter()
             .enumerate()
@@ -160,7 +160,7 @@ impl Operation for Reshape {
     }
 }
 
-/// What a view does when it is run.
+/// The run of a view, which has nothing to do.
 #[derive(Debug)]
 struct NoOp;
 
@@ -170,12 +170,12 @@ impl ExecutableOp for NoOp {
     }
 }
 
-/// Dimensions in another order: dimension `i` of the result is dimension `dims[i]` of the input.
+/// Permutes dimensions: dimension `i` of the result is dimension `self.0[i]` of the input.
 #[derive(Clone, Debug)]
 pub(crate) struct Permute(pub Vec<usize>);
 
 impl Permute {
-    /// The order of a result that has the input's memory, where there is one.
+    /// The memory order of the result if it can share the input's memory.
     fn view(&self, input: Ordered) -> Option<Order> {
         match (input.order, self.0.as_slice()) {
             (Order::ChannelsLast, [0, 2, 1] | [0, 2, 3, 1]) => Some(Order::RowMajor),
@@ -209,7 +209,7 @@ impl Operation for Permute {
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
         let made = match inputs[0] {
-            // Of two dimensions the memory is in one order only.
+            // Values of rank 2 have only one memory order.
             Ordered { rank: 2, .. } => Order::ChannelsLast,
             input => self.view(input).unwrap_or(Order::RowMajor),
         };
@@ -225,16 +225,16 @@ impl Operation for Permute {
     }
 }
 
-/// Copies elements that stand at regular distances, into memory without gaps.
+/// Copies elements that are read with strides into contiguous memory.
 #[derive(Debug)]
 pub(crate) struct StridedCopy {
     walk: Walk<1>,
-    /// Where reading begins.
+    /// Offset of the first element that is read.
     offset: usize,
 }
 
 impl StridedCopy {
-    /// A copy to such a value; `steps`: distance in what is read for each of its dimensions.
+    /// A copy into a value like `made`. `steps` are the strides of its dimensions in the input.
     pub fn new(made: Value, steps: &[usize], offset: usize) -> Self {
         StridedCopy { walk: Walk::new(made, |dim| [steps[dim]]), offset }
     }
@@ -271,8 +271,7 @@ impl StridedCopy {
     }
 }
 
-/// Every `step`th index of a dimension, from one to before another; negative ones count from the
-/// end.
+/// PyTorch's slice `start:end:step` of a dimension; negative indices count from the end.
 #[derive(Clone, Debug)]
 pub(crate) struct SliceDim {
     pub dim: i64,
@@ -282,7 +281,7 @@ pub(crate) struct SliceDim {
 }
 
 impl SliceDim {
-    /// The dimension, the first index, and how many there are: PyTorch's rules.
+    /// The dimension, the first index and the number of indices, by PyTorch's rules.
     fn range(&self, shape: &[usize]) -> Result<(usize, usize, usize)> {
         let rank = shape.len() as i64;
         let dim = if self.dim < 0 { self.dim + rank } else { self.dim };
@@ -294,7 +293,7 @@ impl SliceDim {
     }
 }
 
-/// An index of a slice, counted from the front and inside.
+/// Converts an index of a slice to a non-negative one and clamps it to the dimension.
 fn slice_index(at: i64, size: usize) -> usize {
     let from_front = if at < 0 { at.saturating_add(size as i64) } else { at };
     (from_front.max(0) as usize).min(size)
@@ -323,7 +322,8 @@ impl Operation for SliceDim {
     }
 }
 
-/// Dimensions of size 1 repeated; -1: as in the input, -2: as the second input's first dimension.
+/// Repeats dimensions of size 1 to these sizes. -1 keeps the input's size; -2 takes the size of
+/// the second input's first dimension.
 #[derive(Clone, Debug)]
 pub(crate) struct Expand(pub Vec<i64>);
 
