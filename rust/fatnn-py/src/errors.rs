@@ -1,5 +1,5 @@
-//! Errors of the core as the package's exceptions, which are defined in Python
-//! (`fatnn_rs/errors.py`); panics, which are bugs, as `FatnnError`.
+//! Converts errors of the core to the package's exceptions, which are defined in Python
+//! (`fatnn_rs/errors.py`). A panic is a bug and becomes a `FatnnError`.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,11 +30,11 @@ pub(crate) fn config_error(py: Python<'_>, message: &str) -> PyErr {
     exception(py, "ConfigError", message)
 }
 
-/// The exception for an error of the core.
+/// Converts an error of the core to a Python exception.
 pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
     match class(&error) {
         Some(class) => exception(py, class, &error.to_string()),
-        // The standard library's, with what failed in the message.
+        // Python's own exceptions; the message says what failed.
         None => match root(&error) {
             Error::Memory { .. } => PyMemoryError::new_err(error.to_string()),
             Error::Io { source, .. } => {
@@ -45,7 +45,7 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
     }
 }
 
-/// The error that a node's carries.
+/// The error inside the errors that name a node.
 fn root(error: &Error) -> &Error {
     match error {
         Error::Node { source, .. } => root(source),
@@ -53,7 +53,7 @@ fn root(error: &Error) -> &Error {
     }
 }
 
-/// Which of the package's exceptions an error is; `None` for the standard library's.
+/// The package's exception for an error; `None` for those that become Python's own exceptions.
 fn class(error: &Error) -> Option<&'static str> {
     Some(match root(error) {
         Error::Shape { .. }
@@ -68,8 +68,8 @@ fn class(error: &Error) -> Option<&'static str> {
     })
 }
 
-/// The body of every function of this module: a panic of the core, which would be a bug, leaves as
-/// `FatnnError` rather than as an exception that `except Exception` does not catch.
+/// Runs the body of a Python function. A panic of the core becomes a `FatnnError`, because
+/// `except Exception` does not catch PyO3's `PanicException`.
 pub(crate) fn guarded<T>(py: Python<'_>, body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(done) => done,
@@ -86,7 +86,7 @@ fn bug(panic: &(dyn Any + Send)) -> String {
     )
 }
 
-/// Lets other Python threads run while the core does `work`.
+/// Releases the GIL while the core does `work`.
 pub(crate) fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce() -> fatnn::Result<T> + Send,

@@ -1,4 +1,4 @@
-//! The table of operations and the checks of `fatnn::graph`, as plain Python data.
+//! The table of operations, checks and reports of `fatnn::graph`, as plain Python data.
 
 use std::collections::HashMap;
 
@@ -46,8 +46,8 @@ fn described<'py>(py: Python<'py>, row: &OpInfo) -> PyResult<Bound<'py, PyDict>>
     Ok(made)
 }
 
-/// Checks a graph from a file and its tensors: that it is well-formed, that it runs at the shapes
-/// that it was converted at, and within limits.
+/// Checks that a graph and its tensors are well-formed and run within limits at the shapes of the
+/// conversion.
 #[pyfunction]
 #[pyo3(signature = (graph, tensors, dtypes = None, max_bytes = None, max_macs = None))]
 pub(crate) fn check_graph(
@@ -64,7 +64,7 @@ pub(crate) fn check_graph(
     })
 }
 
-/// Checks what a file holds.
+/// Parses a graph from a file, and checks it and its tensors.
 pub(crate) fn checked(
     graph: &str,
     tensors: &Tensors,
@@ -76,8 +76,8 @@ pub(crate) fn checked(
     cost::check_sizes(&graph, tensors, &types, limits(max_bytes, max_macs)).map(|_| ())
 }
 
-/// Why the engine cannot run an operation whose attributes are this JSON object, on values of such
-/// shapes; `None` where it can.
+/// The reason why the engine cannot run an operation on inputs of these shapes, or `None` if it
+/// can. `attrs` is the JSON object of its attributes.
 #[pyfunction]
 pub(crate) fn engine_refusal(
     py: Python<'_>,
@@ -91,9 +91,9 @@ pub(crate) fn engine_refusal(
     })
 }
 
-/// Every value's shape in every run, by name: numbers, and where runs choose a size, negative
-/// numbers that are equal where the sizes are. `tensors` has the shapes of the tensors that nodes
-/// name.
+/// The shape of every value, by name, for any input size. A size that depends on the inputs is a
+/// negative number; equal numbers mean sizes that are equal in every run. `tensors` has the shapes
+/// of the graph's tensors.
 #[pyfunction]
 pub(crate) fn shapes_in_every_run(
     py: Python<'_>,
@@ -126,8 +126,8 @@ pub(crate) fn shapes_in_every_run(
     })
 }
 
-/// Multiply-accumulates of an operation whose value, weight and first input have such shapes; 0
-/// where it has no products. `input_products` is its attribute of that name.
+/// Multiply-accumulates of an operation, from the shapes of its value, weight and first input; 0 if
+/// it has no products. `input_products` is the attribute of that name.
 #[pyfunction]
 #[pyo3(signature = (op, shape, weight = None, read = None, input_products = None))]
 pub(crate) fn macs(
@@ -145,7 +145,7 @@ pub(crate) fn macs(
     })
 }
 
-/// What a report shows of a graph, one dictionary per node that is no input.
+/// The rows of a graph's report: a dictionary for every node that is not an input.
 #[pyfunction]
 #[pyo3(signature = (graph, tensors, dtypes = None))]
 pub(crate) fn graph_report<'py>(

@@ -1,4 +1,4 @@
-//! A transposed convolution as an ordinary one whose pixels are blocks of pixels.
+//! Converts a transposed convolution to an ordinary one whose channels become pixels afterwards.
 
 use fatnn::graph::ConvParams;
 use fatnn::graph::spatial::{ConvTranspose, SubPixel};
@@ -11,13 +11,13 @@ use crate::conv::Pair;
 use crate::errors::{detached, guarded, input_error};
 
 /// The int8 weight of the ordinary convolution, its padding and dilation, and the rows and columns
-/// to cut afterwards: top, bottom, left, right.
+/// to crop after it: top, bottom, left, right.
 type Made<'py> = (Bound<'py, PyArrayDyn<i8>>, Pair, Pair, [usize; 4]);
 
-/// Weight codes of a transposed convolution (channels, n / groups, height, width) as those of a
-/// convolution of stride 1 with `n` channels for every pixel of a block of the size of the stride.
-/// Blocks of a group's channels stand one after the other; taps that a pixel of a block does not
-/// have are 0.
+/// Converts weight codes of a transposed convolution, (channels, n / groups, height, width), to
+/// those of an ordinary convolution of stride 1. It has `n` output channels for each of the `s²`
+/// pixels of a block, with stride `s`. Within a group, all channels of the first pixel come first,
+/// then those of the second. Taps that a pixel does not have are 0.
 #[pyfunction]
 pub(crate) fn sub_pixel<'py>(
     py: Python<'py>,

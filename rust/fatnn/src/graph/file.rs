@@ -1,32 +1,32 @@
-//! The canonical file: one format, versioned, equal on every machine.
+//! The file format: versioned, and the same on every machine.
 //!
-//! A [safetensors](https://github.com/huggingface/safetensors) file. Its metadata has one entry,
-//! `fatnn-rs`, a JSON object:
+//! A network is a [safetensors](https://github.com/huggingface/safetensors) file. Its metadata has
+//! one entry, `fatnn-rs`, a JSON object:
 //!
 //! | key | value |
 //! | --- | --- |
 //! | `version` | [`FORMAT_VERSION`] |
-//! | `sha256` | hex digest over everything else that the file says, as below |
+//! | `sha256` | hex digest of everything else in the file, as described below |
 //! | `tensors` | name → `{"dtype": ..., "shape": [...]}`, for tensors that are packed and stored as `u8` |
 //! | `graph` | the network's graph as JSON text |
 //!
-//! Packed are weights that are codes: `ternary` ones, five trits a byte ([`crate::codec::trits`]),
-//! `two-bit` ones, four a byte ([`crate::codec::two_bit`]), and `binary` ones, eight a byte
-//! ([`crate::codec::signs`]). All others, `float32`, `int32`, `int64`, `int8` and `bool`, are
-//! stored as safetensors has them. `bool`, and operations on integers and masks, came with a later
-//! release: earlier ones refuse such a file by the name of the type or of the operation.
+//! Weight codes are packed: `ternary` five per byte ([`crate::codec::trits`]), `two-bit` four per
+//! byte ([`crate::codec::two_bit`]) and `binary` eight per byte ([`crate::codec::signs`]). All
+//! other types (`float32`, `int32`, `int64`, `int8` and `bool`) use safetensors' own encoding.
+//! `bool`, and operations on integers and masks, were added after the first release of version 2.
+//! Older releases refuse such a file and name the type or the operation.
 //!
-//! The digest is over parts, each preceded by its length as a little-endian `u64`: the graph's
+//! The digest covers these parts, each preceded by its length as a little-endian `u64`: the graph's
 //! text; then, for every tensor in order of names, its name, the name of its type, its sizes as
 //! little-endian `u64`, and its bytes in the file.
 //!
-//! In the graph every node says the type of its value, and codes what they stand for (`act`): see
-//! [`Graph::parse`](crate::graph::Graph::parse). Files of version 1 are read too; they become
-//! graphs of this version.
+//! In the graph every node states the type of its value, and the attribute `act` states what codes
+//! stand for: see [`Graph::parse`](crate::graph::Graph::parse). Files of version 1 are read too,
+//! and converted to this version.
 //!
-//! What a CPU's kernel wants is derived when a file is loaded and never written, so a file does not
-//! depend on the machine that wrote it. Files are written beside their place and moved there, so
-//! that a crash leaves the old file or the new one.
+//! Weights are packed for the CPU's kernels only when a file is loaded, so files do not depend on
+//! the machine that wrote them. A file is written under a temporary name in the same directory and
+//! then renamed, so a crash leaves either the old file or the new one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -48,7 +48,7 @@ pub const FORMAT_VERSION: u64 = 2;
 
 const ENTRY: &str = "fatnn-rs";
 
-/// As stored: type, shape and bytes.
+/// Encodes a tensor for the file.
 fn stored(tensor: &Tensor) -> Result<Stored> {
     tensor.check()?;
     let (dtype, shape, bytes) = match tensor {
@@ -70,7 +70,7 @@ fn stored(tensor: &Tensor) -> Result<Stored> {
     Ok(Stored { dtype, shape, bytes })
 }
 
-/// What memory is for.
+/// The purpose of memory, for error messages.
 const FILE: &str = "tensors of a file";
 
 fn bytes<T: Copy, const N: usize>(values: &[T], convert: fn(T) -> [u8; N]) -> Result<Vec<u8>> {
@@ -79,14 +79,15 @@ fn bytes<T: Copy, const N: usize>(values: &[T], convert: fn(T) -> [u8; N]) -> Re
     Ok(bytes)
 }
 
+/// A tensor as safetensors stores it.
 struct Stored {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Vec<u8>,
 }
 
-/// Digest over everything that a file says: see the module. Tensors come in order of names, with
-/// the names of their types, and with the shapes that they have once they are read.
+/// The digest of a file's content; the module's documentation describes it. `tensors` are sorted by
+/// name, with the names of their types and their unpacked shapes.
 fn digest<'a>(
     graph: &str,
     tensors: impl Iterator<Item = (&'a str, &'a str, &'a [usize], &'a [u8])>,
@@ -109,7 +110,7 @@ fn digest<'a>(
 /// Packed tensors: name → type and shape.
 pub(super) type Packed = BTreeMap<String, (TensorType, Vec<usize>)>;
 
-/// A tensor's type, by how it is stored and by what the metadata says of it.
+/// The type of a tensor from its type in safetensors and its entry in the list of packed tensors.
 fn dtype_of(stored: Dtype, packed: Option<TensorType>) -> Option<TensorType> {
     match (stored, packed) {
         (Dtype::F32, None) => Some(TensorType::F32),
@@ -136,8 +137,8 @@ fn packed(entry: &Json) -> Option<Packed> {
 /// Writes a network: its graph as JSON text and its tensors by name.
 ///
 /// # Errors
-/// [`Error::Node`] naming a tensor whose values do not fit its shape or type, [`Error::Io`] where
-/// the file cannot be written.
+/// [`Error::Node`], naming a tensor whose values do not fit its shape or type; [`Error::Io`] if the
+/// file cannot be written.
 pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let path = path.as_ref();
     let (mut parts, mut packed) = (BTreeMap::new(), serde_json::Map::new());
@@ -178,8 +179,8 @@ pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tens
     })
 }
 
-/// Writes next to `path`, then moves into place. A link's file is replaced, not the link; a file
-/// keeps its permissions, and a new one has those of any new file.
+/// Calls `fill` to write a temporary file, then renames it to `path`. If `path` is a symbolic link,
+/// its target is replaced. An existing file keeps its permissions; a new one has the default ones.
 fn write(
     path: &Path,
     io: impl Fn(std::io::Error) -> Error,
@@ -191,13 +192,13 @@ fn write(
     if before.as_ref().is_some_and(|target| !target.is_file()) {
         return Err(io(std::io::Error::new(
             std::io::ErrorKind::InvalidInput,
-            "not a regular file, which alone is replaced",
+            "not a regular file; only regular files are replaced",
         )));
     }
     let name =
         path.file_name().ok_or_else(|| io(std::io::Error::other("not the name of a file")))?;
     let mut beside = name.to_owned();
-    // Unlike that of any other writer, in this process or another.
+    // A unique name, also among threads and processes.
     static WRITES: AtomicU64 = AtomicU64::new(0);
     beside.push(format!(".{}-{}.tmp", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed)));
     let beside = path.with_file_name(beside);
@@ -214,18 +215,18 @@ fn write(
         std::fs::rename(&beside, path).map_err(&io)
     })();
     if written.is_err() {
-        // Nothing more can be done where even this fails; the first error is the one to report.
+        // If removing fails too, report the first error.
         let _ = std::fs::remove_file(&beside);
     }
     written
 }
 
-/// Reads a network that [`save`] wrote: its graph as JSON text and its tensors by name. One of
-/// version 1 comes as this version would have it.
+/// Reads a network that [`save`] wrote: its graph as JSON text and its tensors by name. A file of
+/// version 1 is converted to this version.
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be read; [`Error::Format`] where it is truncated, damaged,
-/// no safetensors file, no network of this crate, or of another version.
+/// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is truncated, damaged, not a
+/// safetensors file, not a network of this crate, or of an unknown version.
 pub fn load(path: impl AsRef<Path>) -> Result<(String, BTreeMap<String, Tensor>)> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(|source| match source.kind() {
@@ -238,10 +239,10 @@ pub fn load(path: impl AsRef<Path>) -> Result<(String, BTreeMap<String, Tensor>)
     read_named(&bytes, path)
 }
 
-/// As [`load`], from a file's bytes.
+/// Like [`load`], from the bytes of a file.
 ///
 /// # Errors
-/// As [`load`], without a path.
+/// Like [`load`], without a path.
 pub fn read(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>)> {
     read_named(bytes, Path::new(""))
 }
@@ -323,7 +324,7 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
         })
         .collect::<Result<Vec<_>, String>>()?;
     let found = digest(graph, parts.into_iter());
-    // A fuzzer would never get past it.
+    // Fuzzing skips this check, because random bytes never match a digest.
     if !cfg!(fuzzing) && entry["sha256"].as_str() != Some(found.as_str()) {
         return Err(damaged().into());
     }
@@ -431,7 +432,7 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         save(&path, &graph_2, &tensors_2).unwrap();
         assert_eq!(bytes, std::fs::read(&path).unwrap());
-        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "no file may be left beside it");
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "a temporary file was left");
         std::fs::remove_dir_all(folder).unwrap();
     }
 
@@ -447,7 +448,7 @@ mod tests {
                 let mut damaged = bytes.clone();
                 damaged[at] ^= 1 << bit;
                 if let Ok(read) = parse(&damaged) {
-                    // White space between the header and the tensors means nothing.
+                    // Only the white space between header and tensors may change.
                     assert_eq!(read, (graph.clone(), tensors.clone()), "bit {bit} of byte {at}");
                     assert!(
                         bytes[at].is_ascii_whitespace(),
