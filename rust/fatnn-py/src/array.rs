@@ -25,7 +25,7 @@ impl<'py, T: Element> In<'py, T> {
         name: &str,
         axes: Option<usize>,
     ) -> PyResult<Self> {
-        let array = checked::<T>(value, name, axes)?;
+        let array = check_array::<T>(value, name, axes)?;
         let array =
             array.try_readonly().map_err(|e| input_error(value.py(), &format!("{name}: {e}")))?;
         Ok(In { array })
@@ -69,7 +69,7 @@ impl<'py, T: Element> Out<'py, T> {
         name: &str,
         axes: Option<usize>,
     ) -> PyResult<Self> {
-        let array = checked::<T>(value, name, axes)?;
+        let array = check_array::<T>(value, name, axes)?;
         let array =
             array.try_readwrite().map_err(|e| input_error(value.py(), &format!("{name}: {e}")))?;
         Ok(Out { array })
@@ -107,7 +107,7 @@ pub(crate) fn bytes_of<T>(slice: &[T]) -> Range<usize> {
     start..start + size_of_val(slice)
 }
 
-fn checked<'py, T: Element>(
+fn check_array<'py, T: Element>(
     value: &Bound<'py, PyAny>,
     name: &str,
     axes: Option<usize>,

@@ -17,7 +17,11 @@ pub(crate) fn coding(thresholds: usize) -> Coding {
 }
 
 /// The code type called `name`, and the layout of its codes.
-fn typed(name: &str, channels: usize, groups: usize) -> fatnn::Result<(CodeType, CodesLayout)> {
+fn codes_layout(
+    name: &str,
+    channels: usize,
+    groups: usize,
+) -> fatnn::Result<(CodeType, CodesLayout)> {
     let codes = CodeType::from_name(name)?;
     Ok((codes, CodesLayout::new(channels, groups)?.with(codes.coding())))
 }
@@ -78,7 +82,7 @@ pub(crate) fn pack_codes<'py>(
         let codes = codes.slice()?;
         let (bytes, packed) = py
             .detach(|| {
-                let (of, layout) = typed(code_type, channels, groups)?;
+                let (of, layout) = codes_layout(code_type, channels, groups)?;
                 if of == CodeType::Binary
                     && let Some(at) =
                         codes.iter().position(|code| !Act::Binary.codes().contains(code))
@@ -113,7 +117,7 @@ pub(crate) fn unpack_codes<'py>(
     guarded(py, || {
         let packed = In::<u8>::new(packed, "packed", Some(2))?;
         let &[pixels, bytes] = packed.shape() else { unreachable!("two axes were checked") };
-        let (of, layout) = typed(code_type, channels, groups).map_err(|e| raise(py, e))?;
+        let (of, layout) = codes_layout(code_type, channels, groups).map_err(|e| raise(py, e))?;
         if bytes != layout.pixel_bytes() {
             let expected = layout.pixel_bytes();
             return Err(input_error(
@@ -159,7 +163,7 @@ pub(crate) fn max_pool_codes(
         let input = codes.slice()?;
         let out = out.slice("out", &[bytes_of(input)])?;
         detached(py, || {
-            let (of, layout) = typed(code_type, channels, groups)?;
+            let (of, layout) = codes_layout(code_type, channels, groups)?;
             let bytes = layout.pixel_bytes();
             check_axes("bytes a pixel of the codes", &[bytes], &codes_shape[3..])?;
             check_axes(

@@ -10,11 +10,11 @@ use pyo3::prelude::*;
 
 /// An instance of `fatnn_rs.errors.<class>`.
 fn exception(py: Python<'_>, class: &str, message: &str) -> PyErr {
-    let made = py
+    let value = py
         .import("fatnn_rs.errors")
         .and_then(|m| m.getattr(class))
         .and_then(|c| c.call1((message,)));
-    match made {
+    match value {
         Ok(value) => PyErr::from_value(value),
         Err(error) => error,
     }
@@ -32,10 +32,10 @@ pub(crate) fn config_error(py: Python<'_>, message: &str) -> PyErr {
 
 /// Converts an error of the core to a Python exception.
 pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
-    match class(&error) {
+    match class_name(&error) {
         Some(class) => exception(py, class, &error.to_string()),
         // Python's own exceptions; the message says what failed.
-        None => match root(&error) {
+        None => match root_cause(&error) {
             Error::Memory { .. } => PyMemoryError::new_err(error.to_string()),
             Error::Io { source, .. } => {
                 PyErr::from(std::io::Error::new(source.kind(), error.to_string()))
@@ -46,16 +46,16 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
 }
 
 /// The error inside the errors that name a node.
-fn root(error: &Error) -> &Error {
+fn root_cause(error: &Error) -> &Error {
     match error {
-        Error::Node { source, .. } => root(source),
+        Error::Node { source, .. } => root_cause(source),
         other => other,
     }
 }
 
 /// The package's exception for an error; `None` for those that become Python's own exceptions.
-fn class(error: &Error) -> Option<&'static str> {
-    Some(match root(error) {
+fn class_name(error: &Error) -> Option<&'static str> {
+    Some(match root_cause(error) {
         Error::Shape { .. }
         | Error::Value { .. }
         | Error::NotANumber { .. }
@@ -73,11 +73,11 @@ fn class(error: &Error) -> Option<&'static str> {
 pub(crate) fn guarded<T>(py: Python<'_>, body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(done) => done,
-        Err(panic) => Err(exception(py, "FatnnError", &bug(&*panic))),
+        Err(panic) => Err(exception(py, "FatnnError", &panic_message(&*panic))),
     }
 }
 
-fn bug(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let what = panic.downcast_ref::<String>().map(String::as_str);
     let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
     format!(

@@ -48,8 +48,8 @@ pub(crate) fn typed_tensors(
         let dtype = dtypes.remove(&name);
         let dtype = dtype.map(|dtype| TensorType::from_name(&dtype)).transpose();
         let dtype = dtype.map_err(|e| input_error(py, &format!("tensor {name:?}: {e}")))?;
-        let tensor =
-            typed(&name, tensor(&value, &name)?, dtype).map_err(|why| input_error(py, &why))?;
+        let tensor = with_dtype(&name, tensor(&value, &name)?, dtype)
+            .map_err(|why| input_error(py, &why))?;
         tensors.insert(name, tensor);
     }
     match dtypes.keys().next() {
@@ -61,7 +61,7 @@ pub(crate) fn typed_tensors(
 }
 
 /// Gives an int8 tensor its type of weight codes. Its values are checked when the tensor is used.
-fn typed(name: &str, tensor: Tensor, dtype: Option<TensorType>) -> Result<Tensor, String> {
+fn with_dtype(name: &str, tensor: Tensor, dtype: Option<TensorType>) -> Result<Tensor, String> {
     match (tensor, dtype) {
         (Tensor::I8(shape, values), Some(TensorType::Codes(kind))) => {
             Ok(Tensor::Codes(kind, shape, values))
@@ -77,7 +77,7 @@ fn typed(name: &str, tensor: Tensor, dtype: Option<TensorType>) -> Result<Tensor
 }
 
 /// A copy of an array: shape and elements.
-fn owned<T: Element + Copy>(
+fn copied_array<T: Element + Copy>(
     value: &Bound<'_, PyAny>,
     name: &str,
 ) -> PyResult<(Vec<usize>, Vec<T>)> {
@@ -90,12 +90,14 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     let dtype =
         value.getattr("dtype").and_then(|d| d.getattr("name")).and_then(|n| n.extract::<String>());
     match dtype.as_deref() {
-        Ok("float32") => owned(value, name).map(|(shape, values)| Tensor::F32(shape, values)),
-        Ok("int32") => owned(value, name).map(|(shape, values)| Tensor::I32(shape, values)),
-        Ok("int64") => owned(value, name).map(|(shape, values)| Tensor::I64(shape, values)),
-        Ok("int8") => owned(value, name).map(|(shape, values)| Tensor::I8(shape, values)),
+        Ok("float32") => {
+            copied_array(value, name).map(|(shape, values)| Tensor::F32(shape, values))
+        }
+        Ok("int32") => copied_array(value, name).map(|(shape, values)| Tensor::I32(shape, values)),
+        Ok("int64") => copied_array(value, name).map(|(shape, values)| Tensor::I64(shape, values)),
+        Ok("int8") => copied_array(value, name).map(|(shape, values)| Tensor::I8(shape, values)),
         // As `u8`: a NumPy array of bool may hold bytes other than 0 and 1.
-        Ok("bool") => owned(&value.call_method1("view", ("uint8",))?, name)
+        Ok("bool") => copied_array(&value.call_method1("view", ("uint8",))?, name)
             .map(|(shape, values)| Tensor::Bool(shape, values)),
         other => Err(input_error(
             value.py(),
@@ -109,7 +111,7 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
 }
 
 /// The content of a file: the graph's JSON text, arrays by name, and `dtypes` as for `save`.
-type Loaded<'py> = (String, Bound<'py, PyDict>, Dtypes);
+type FileContent<'py> = (String, Bound<'py, PyDict>, Dtypes);
 
 /// Reads a network file. With `check`, also checks the graph as `check_graph` does, but without
 /// copying the tensors.
@@ -121,15 +123,17 @@ pub(crate) fn load(
     check: bool,
     max_bytes: Option<u64>,
     max_macs: Option<u64>,
-) -> PyResult<Loaded<'_>> {
+) -> PyResult<FileContent<'_>> {
     guarded(py, || {
         let (graph, tensors) = detached(py, || {
             let (graph, tensors) = net::load(&path)?;
             if check {
-                graph::checked(&graph, &tensors, max_bytes, max_macs).map_err(|e| match e {
-                    fatnn::Error::Graph { why } => fatnn::Error::Format { path, why },
-                    other => other,
-                })?;
+                graph::parse_and_check(&graph, &tensors, max_bytes, max_macs).map_err(
+                    |e| match e {
+                        fatnn::Error::Graph { why } => fatnn::Error::Format { path, why },
+                        other => other,
+                    },
+                )?;
             }
             Ok((graph, tensors))
         })?;

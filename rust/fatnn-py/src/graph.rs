@@ -16,34 +16,34 @@ use crate::network::limits;
 /// Every operation that a graph may hold, one dictionary each.
 #[pyfunction]
 pub(crate) fn ops(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
-    guarded(py, || OPS.iter().map(|row| described(py, row)).collect())
+    guarded(py, || OPS.iter().map(|row| op_info(py, row)).collect())
 }
 
-fn described<'py>(py: Python<'py>, row: &OpInfo) -> PyResult<Bound<'py, PyDict>> {
-    let made = PyDict::new(py);
-    made.set_item("name", row.name)?;
-    made.set_item("inputs", row.inputs)?;
+fn op_info<'py>(py: Python<'py>, row: &OpInfo) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("name", row.name)?;
+    dict.set_item("inputs", row.inputs)?;
     let attrs = PyDict::new(py);
     for attr in row.attrs {
         attrs.set_item(attr.name, (attr.kind.name(), attr.presence == Presence::Optional))?;
     }
-    made.set_item("attrs", attrs)?;
+    dict.set_item("attrs", attrs)?;
     let tensors = PyDict::new(py);
     for role in row.tensors {
         let dtypes = PyTuple::new(py, role.dtypes.iter().map(|dtype| dtype.name()))?;
         tensors.set_item(role.name, (dtypes, role.required))?;
     }
-    made.set_item("tensors", tensors)?;
-    made.set_item("reads_codes", row.reads_codes)?;
-    made.set_item("reads_plain", row.reads_plain)?;
-    made.set_item("makes_codes", row.makes_codes)?;
-    made.set_item("signature", row.signature())?;
-    made.set_item("exactness", row.exactness.name())?;
-    made.set_item("products", row.products.name())?;
-    made.set_item("form", row.form.name())?;
-    made.set_item("in_files", row.in_files)?;
-    made.set_item("in_engine", row.in_engine())?;
-    Ok(made)
+    dict.set_item("tensors", tensors)?;
+    dict.set_item("reads_codes", row.reads_codes)?;
+    dict.set_item("reads_plain", row.reads_plain)?;
+    dict.set_item("makes_codes", row.makes_codes)?;
+    dict.set_item("signature", row.signature())?;
+    dict.set_item("exactness", row.exactness.name())?;
+    dict.set_item("products", row.products.name())?;
+    dict.set_item("form", row.form.name())?;
+    dict.set_item("in_files", row.in_files)?;
+    dict.set_item("in_engine", row.in_engine())?;
+    Ok(dict)
 }
 
 /// Checks that a graph and its tensors are well-formed and run within limits at the shapes of the
@@ -60,12 +60,12 @@ pub(crate) fn check_graph(
 ) -> PyResult<()> {
     guarded(py, || {
         let tensors = crate::file::typed_tensors(tensors, dtypes)?;
-        detached(py, || checked(graph, &tensors, max_bytes, max_macs))
+        detached(py, || parse_and_check(graph, &tensors, max_bytes, max_macs))
     })
 }
 
 /// Parses a graph from a file, and checks it and its tensors.
-pub(crate) fn checked(
+pub(crate) fn parse_and_check(
     graph: &str,
     tensors: &Tensors,
     max_bytes: Option<u64>,
@@ -162,17 +162,17 @@ pub(crate) fn graph_report<'py>(
             Ok(report::rows(&graph, &tensors))
         })?;
         let row = |row: report::Row| {
-            let made = PyDict::new(py);
-            made.set_item("node", row.node)?;
-            made.set_item("layer", row.layer)?;
-            made.set_item("op", row.op)?;
-            made.set_item("shape", PyTuple::new(py, row.shape)?)?;
-            made.set_item("products", row.products.name())?;
-            made.set_item("signature", row.signature)?;
-            made.set_item("macs", row.macs)?;
-            made.set_item("packed_bytes", row.code_bytes + row.int8_bytes)?;
-            made.set_item("note", row.note)?;
-            Ok(made)
+            let dict = PyDict::new(py);
+            dict.set_item("node", row.node)?;
+            dict.set_item("layer", row.layer)?;
+            dict.set_item("op", row.op)?;
+            dict.set_item("shape", PyTuple::new(py, row.shape)?)?;
+            dict.set_item("products", row.products.name())?;
+            dict.set_item("signature", row.signature)?;
+            dict.set_item("macs", row.macs)?;
+            dict.set_item("packed_bytes", row.code_bytes + row.int8_bytes)?;
+            dict.set_item("note", row.note)?;
+            Ok(dict)
         };
         rows.into_iter().map(row).collect()
     })

@@ -20,7 +20,7 @@ pub(crate) struct Network {
 }
 
 /// A node that ran: its name, nanoseconds, and its packed codes (images, height, width, bytes).
-type Seen<'py> = (String, u64, Option<Bound<'py, PyArrayDyn<u8>>>);
+type NodeRun<'py> = (String, u64, Option<Bound<'py, PyArrayDyn<u8>>>);
 
 /// Limits from Python's arguments; `None` means no limit.
 pub(crate) fn limits(max_bytes: Option<u64>, max_macs: Option<u64>) -> Limits {
@@ -146,35 +146,35 @@ impl Network {
         py: Python<'py>,
         inputs: Vec<Bound<'py, PyAny>>,
         channels_last: Vec<bool>,
-    ) -> PyResult<(Vec<Bound<'py, PyArrayDyn<f32>>>, Vec<Seen<'py>>)> {
+    ) -> PyResult<(Vec<Bound<'py, PyArrayDyn<f32>>>, Vec<NodeRun<'py>>)> {
         guarded(py, || {
-            let mut seen = Vec::new();
+            let mut observed = Vec::new();
             let mut observe = |value: Observed<'_>| {
                 let nanoseconds = u64::try_from(value.nanoseconds).unwrap_or(u64::MAX);
-                let copied = |codes| memory::copied("codes that are shown", codes);
+                let copied = |codes| memory::copied("observed codes", codes);
                 let codes = value
                     .codes
                     .map(|(codes, layout)| (value.pixels(), layout.pixel_bytes(), copied(codes)));
-                seen.push((value.node.to_owned(), nanoseconds, codes));
+                observed.push((value.node.to_owned(), nanoseconds, codes));
             };
             let outputs = self.run_with(py, &inputs, &channels_last, Some(&mut observe))?;
-            let mut shown = Vec::new();
-            for (node, nanoseconds, codes) in seen {
+            let mut runs = Vec::new();
+            for (node, nanoseconds, codes) in observed {
                 let codes = match codes {
                     None => None,
                     Some(([n, h, w], bytes, codes)) => {
                         Some(array(py, codes.map_err(|e| raise(py, e))?, [n, h, w, bytes].into())?)
                     }
                 };
-                shown.push((node, nanoseconds, codes));
+                runs.push((node, nanoseconds, codes));
             }
-            Ok((outputs, shown))
+            Ok((outputs, runs))
         })
     }
 }
 
 /// An array of one of the types of inputs.
-enum Given<'py> {
+enum InputArray<'py> {
     F32(In<'py, f32>),
     I32(In<'py, i32>),
     I64(In<'py, i64>),
@@ -182,34 +182,34 @@ enum Given<'py> {
     Bool(In<'py, u8>),
 }
 
-impl<'py> Given<'py> {
+impl<'py> InputArray<'py> {
     fn new(array: &Bound<'py, PyAny>, name: &str, dtype: &str) -> PyResult<Self> {
         Ok(match dtype {
-            "int32" => Given::I32(In::new(array, name, None)?),
-            "int64" => Given::I64(In::new(array, name, None)?),
+            "int32" => InputArray::I32(In::new(array, name, None)?),
+            "int64" => InputArray::I64(In::new(array, name, None)?),
             "bool" => {
                 In::<bool>::new(array, name, None)?;
-                Given::Bool(In::new(&array.call_method1("view", ("uint8",))?, name, None)?)
+                InputArray::Bool(In::new(&array.call_method1("view", ("uint8",))?, name, None)?)
             }
-            _ => Given::F32(In::new(array, name, None)?),
+            _ => InputArray::F32(In::new(array, name, None)?),
         })
     }
 
     fn shape(&self) -> &[usize] {
         match self {
-            Given::F32(array) => array.shape(),
-            Given::I32(array) => array.shape(),
-            Given::I64(array) => array.shape(),
-            Given::Bool(array) => array.shape(),
+            InputArray::F32(array) => array.shape(),
+            InputArray::I32(array) => array.shape(),
+            InputArray::I64(array) => array.shape(),
+            InputArray::Bool(array) => array.shape(),
         }
     }
 
-    fn given<'a>(&'a self, shape: &'a [usize], channels_last: bool) -> PyResult<Array<'a>> {
+    fn as_array<'a>(&'a self, shape: &'a [usize], channels_last: bool) -> PyResult<Array<'a>> {
         Ok(match self {
-            Given::F32(array) => Input { shape, data: array.slice()?, channels_last }.into(),
-            Given::I32(array) => Array::I32(shape, array.slice()?),
-            Given::I64(array) => Array::I64(shape, array.slice()?),
-            Given::Bool(array) => Array::Bool(shape, array.slice()?),
+            InputArray::F32(array) => Input { shape, data: array.slice()?, channels_last }.into(),
+            InputArray::I32(array) => Array::I32(shape, array.slice()?),
+            InputArray::I64(array) => Array::I64(shape, array.slice()?),
+            InputArray::Bool(array) => Array::Bool(shape, array.slice()?),
         })
     }
 }
@@ -226,13 +226,13 @@ impl Network {
             return Err(input_error(py, "channels_last: expected one flag per input"));
         }
         let names = self.net.inputs().map(|(name, _)| name);
-        let known: Vec<(&str, &str)> = names.zip(self.net.input_types()).collect(); // small: a few
+        let declared: Vec<(&str, &str)> = names.zip(self.net.input_types()).collect(); // small
         let arrays = inputs
             .iter()
             .enumerate()
             .map(|(i, array)| {
-                let (name, dtype) = known.get(i).copied().unwrap_or(("?", "float32"));
-                Given::new(array, &format!("input {name:?}"), dtype)
+                let (name, dtype) = declared.get(i).copied().unwrap_or(("?", "float32"));
+                InputArray::new(array, &format!("input {name:?}"), dtype)
             })
             .collect::<PyResult<Vec<_>>>()?;
         let shapes: Vec<Vec<usize>> = arrays
@@ -240,7 +240,7 @@ impl Network {
             .zip(channels_last)
             .map(|(array, &last)| {
                 let mut shape = array.shape().to_vec(); // small: at most 64 sizes
-                if last && shape.len() > 2 && matches!(array, Given::F32(_)) {
+                if last && shape.len() > 2 && matches!(array, InputArray::F32(_)) {
                     shape[1..].rotate_right(1);
                 }
                 shape
@@ -250,7 +250,7 @@ impl Network {
             .iter()
             .zip(&shapes)
             .zip(channels_last)
-            .map(|((array, shape), &channels_last)| array.given(shape, channels_last))
+            .map(|((array, shape), &channels_last)| array.as_array(shape, channels_last))
             .collect::<PyResult<Vec<Array<'_>>>>()?;
         // The exception of a signal handler, usually KeyboardInterrupt.
         let raised = Mutex::new(None);
@@ -283,8 +283,8 @@ impl Network {
                 shape[1..].rotate_left(1);
                 let mut axes: Vec<usize> = (0..rank).collect();
                 axes[1..].rotate_right(1);
-                let made = array(py, output.data, shape)?;
-                Ok(made.call_method1("transpose", (axes,))?.cast_into()?)
+                let output = array(py, output.data, shape)?;
+                Ok(output.call_method1("transpose", (axes,))?.cast_into()?)
             })
             .collect()
     }

@@ -107,16 +107,18 @@ fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128, from: &[&[u
 }
 
 /// Whether the declared shape of a node is the computed one. Channels of codes are not compared.
-fn is_noted(node: &Node, made: &[usize], kind: ValueType) -> bool {
+fn is_declared_shape(node: &Node, made: &[usize], kind: ValueType) -> bool {
     match kind {
         ValueType::Codes { .. } => {
-            let noted = &node.shape;
+            let declared = &node.shape;
             let map = |shape: &[usize]| {
                 let mut map = [1, 1];
                 map[4 - shape.len()..].copy_from_slice(&shape[2..]);
                 map
             };
-            (2..=4).contains(&noted.len()) && noted[0] == made[0] && map(noted) == map(made)
+            (2..=4).contains(&declared.len())
+                && declared[0] == made[0]
+                && map(declared) == map(made)
         }
         _ => node.shape == made,
     }
@@ -157,10 +159,10 @@ pub fn check_sizes(
         };
         let read: Vec<&[usize]> =
             node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
-        let made = shapes::made(view, &read).map_err(|why| cannot(&why))?;
-        if !is_noted(node, &made, types[i]) {
+        let made = shapes::output_shape(view, &read).map_err(|why| cannot(&why))?;
+        if !is_declared_shape(node, &made, types[i]) {
             return Err(cannot(&format!(
-                "expected a result of the shape {made:?}, but {:?} was noted",
+                "expected a result of the shape {made:?}, but {:?} was declared",
                 node.shape
             )));
         }

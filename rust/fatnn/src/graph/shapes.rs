@@ -14,20 +14,20 @@ pub(super) mod moves;
 
 pub(super) use moves::{expand, permute, reshape, slice, squeeze, unsqueeze};
 
-pub(super) type Made = Result<Vec<Size>, String>;
+pub(super) type ShapeResult = Result<Vec<Size>, String>;
 
 /// Output shape of a node from known input shapes.
 ///
 /// # Errors
 /// Why the shapes do not fit.
-pub(super) fn made(view: NodeView<'_>, read: &[&[usize]]) -> Result<Vec<usize>, String> {
+pub(super) fn output_shape(view: NodeView<'_>, read: &[&[usize]]) -> Result<Vec<usize>, String> {
     let Some(info) = view.node.info else { return Ok(view.node.shape.clone()) };
     require(info.reads(read.len()), || format!("reads {} values", read.len()))?;
-    let read: Vec<Vec<Size>> = read.iter().map(|shape| known(shape)).collect();
+    let read: Vec<Vec<Size>> = read.iter().map(|shape| known_sizes(shape)).collect();
     let read: Vec<&[Size]> = read.iter().map(Vec::as_slice).collect();
-    let made = (info.shape)(&Sizes::default(), view, &read)?;
+    let output = (info.shape)(&Sizes::default(), view, &read)?;
     let number = |size: Size| size.known().ok_or_else(|| "the output size is not known".to_owned());
-    made.into_iter().map(number).collect()
+    output.into_iter().map(number).collect()
 }
 
 /// Shapes of all values for any input size. Free input sizes, and sizes computed from them, are
@@ -40,28 +40,30 @@ pub fn in_every_run(graph: &Graph, tensors: &Tensors) -> Vec<Vec<Size>> {
     for node in &graph.nodes {
         let read: Vec<&[Size]> =
             node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
-        let made = match (&node.op, node.info) {
-            (Op::Input(input), _) => Some(held(&sizes, input, &node.shape)),
+        let output = match (&node.op, node.info) {
+            (Op::Input(input), _) => Some(input_sizes(&sizes, input, &node.shape)),
             (_, Some(info)) if info.reads(read.len()) => {
                 (info.shape)(&sizes, NodeView { node, tensors }, &read).ok()
             }
             _ => None,
         };
-        let made = made.filter(|made| made.len() == node.shape.len());
-        shapes.push(made.unwrap_or_else(|| node.shape.iter().map(|_| sizes.fresh()).collect()));
+        let output = output.filter(|output| output.len() == node.shape.len());
+        shapes.push(output.unwrap_or_else(|| node.shape.iter().map(|_| sizes.fresh()).collect()));
     }
     shapes
 }
 
 /// Sizes of an input: fixed dimensions are numbers, the others fresh expressions.
-fn held(sizes: &Sizes, input: &Input, shape: &[usize]) -> Vec<Size> {
-    let held = |dim: usize| input.fixed.contains(&dim) || dim > 0 && input.channel_dim == Some(dim);
-    let size =
-        |(dim, &size): (usize, &usize)| if held(dim) { Size::Known(size) } else { sizes.fresh() };
+fn input_sizes(sizes: &Sizes, input: &Input, shape: &[usize]) -> Vec<Size> {
+    let is_fixed =
+        |dim: usize| input.fixed.contains(&dim) || dim > 0 && input.channel_dim == Some(dim);
+    let size = |(dim, &size): (usize, &usize)| {
+        if is_fixed(dim) { Size::Known(size) } else { sizes.fresh() }
+    };
     shape.iter().enumerate().map(size).collect()
 }
 
-fn known(shape: &[usize]) -> Vec<Size> {
+fn known_sizes(shape: &[usize]) -> Vec<Size> {
     shape.iter().copied().map(Size::Known).collect()
 }
 
@@ -69,26 +71,26 @@ pub(super) fn require(condition: bool, why: impl FnOnce() -> String) -> Result<(
     if condition { Ok(()) } else { Err(why()) }
 }
 
-pub(super) fn noted(_: &Sizes, view: NodeView<'_>, _: &[&[Size]]) -> Made {
-    Ok(known(&view.node.shape))
+pub(super) fn declared(_: &Sizes, view: NodeView<'_>, _: &[&[Size]]) -> ShapeResult {
+    Ok(known_sizes(&view.node.shape))
 }
 
-pub(super) fn same(_: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn same_as_input(_: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     Ok(read[0].to_vec()) // small: sizes
 }
 
 /// Size of an axis after windows.
 fn windows(sizes: &Sizes, size: Size, axis: usize, params: &ConvParams) -> Result<Size, String> {
-    let along = along(axis, params);
+    let axis = axis_params(axis, params);
     match size {
-        Size::Known(size) => along.count(size).map(Size::Known).ok_or_else(|| {
-            let (reach, padding) = (along.reach(), params.padding);
+        Size::Known(size) => axis.count(size).map(Size::Known).ok_or_else(|| {
+            let (reach, padding) = (axis.reach(), params.padding);
             format!(
                 "a window that reaches over {reach} does not fit a map of {size} padded by \
                  {padding:?}"
             )
         }),
-        Size::Free { base, offset } => Ok(sizes.windows(base, offset, along)),
+        Size::Free { base, offset } => Ok(sizes.windows(base, offset, axis)),
     }
 }
 
@@ -104,17 +106,17 @@ fn pool_windows(
     if !ceil_mode {
         return windows(sizes, size, axis, params);
     }
-    let along = along(axis, params);
+    let axis = axis_params(axis, params);
     match size {
         Size::Known(size) => {
-            let count = along.count_ceil(size).map(Size::Known);
+            let count = axis.count_ceil(size).map(Size::Known);
             count.ok_or_else(|| format!("no window starts inside a map of {size}"))
         }
-        Size::Free { base, offset } => Ok(sizes.ceil_windows(base, offset, along)),
+        Size::Free { base, offset } => Ok(sizes.ceil_windows(base, offset, axis)),
     }
 }
 
-fn along(axis: usize, params: &ConvParams) -> AxisParams {
+fn axis_params(axis: usize, params: &ConvParams) -> AxisParams {
     let ConvParams { kernel, stride, padding, dilation } = params;
     AxisParams {
         kernel: kernel[axis],
@@ -138,16 +140,16 @@ pub(super) fn each_axis(
     axes: usize,
     map: &[Size],
     rule: impl Fn(Size, usize) -> Result<Size, String>,
-) -> Made {
+) -> ShapeResult {
     map.iter().enumerate().map(|(i, &size)| rule(size, 2 - axes + i)).collect()
 }
 
 /// Convolutions of floats, with float or int8 weights.
-pub(super) fn conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let (conv, int8) = match &view.node.op {
         Op::Conv(conv) => (conv, false),
         Op::ConvInt8(conv) => (conv, true),
-        _ => return same(sizes, view, read),
+        _ => return same_as_input(sizes, view, read),
     };
     let (weight, axes) = (view.shape("weight")?, conv.axes);
     require(weight.len() == 2 + axes && !weight.contains(&0), || {
@@ -180,7 +182,7 @@ pub(super) fn bias(view: NodeView<'_>, out: usize) -> Result<(), String> {
     }
 }
 
-pub(super) fn linear(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn linear(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let weight = view.shape("weight")?;
     let &[out, features] = weight else {
         return Err(format!("weight: unexpected shape {weight:?}"));
@@ -198,12 +200,12 @@ pub(super) fn linear(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
 }
 
 /// Per-channel functions keep the shape; their constants must fit the channels.
-pub(super) fn channel(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn channel(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let x = read[0];
     let trailing = match &view.node.op {
         Op::ChannelScale { trailing } | Op::ChannelBias { trailing } => match trailing {
             Some(trailing) => Some(*trailing),
-            None => return same(sizes, view, read),
+            None => return same_as_input(sizes, view, read),
         },
         _ => None,
     };
@@ -229,14 +231,14 @@ pub(super) fn channel(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Ma
             )
         })?;
     }
-    same(sizes, view, read)
+    same_as_input(sizes, view, read)
 }
 
-pub(super) fn pool(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn pool(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let (pool, average) = match &view.node.op {
         Op::MaxPool(pool) => (pool, false),
         Op::AvgPool { pool, .. } => (pool, true),
-        _ => return same(sizes, view, read),
+        _ => return same_as_input(sizes, view, read),
     };
     let (front, map) = spatial(read[0], pool.axes)?;
     let ConvParams { kernel, padding, dilation, .. } = pool.params;
@@ -251,10 +253,10 @@ pub(super) fn pool(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made 
     Ok([front, &map].concat())
 }
 
-pub(super) fn adaptive(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn adaptive(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let (Op::AdaptiveAvgPool { axes, size } | Op::AdaptiveMaxPool { axes, size }) = &view.node.op
     else {
-        return same(sizes, view, read);
+        return same_as_input(sizes, view, read);
     };
     let (front, map) = spatial(read[0], *axes)?;
     require(map.iter().all(|size| !size.is(0)), || {
@@ -272,42 +274,42 @@ pub(super) fn dimension(dim: i64, rank: usize) -> Result<usize, String> {
     found.ok_or_else(|| format!("dimension {dim} is out of range for {rank} dimensions"))
 }
 
-pub(super) fn flatten(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Flatten { start, end } = &view.node.op else { return same(sizes, view, read) };
+pub(super) fn flatten(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+    let Op::Flatten { start, end } = &view.node.op else { return same_as_input(sizes, view, read) };
     let x = read[0];
     let (start, end) = (dimension(*start, x.len())?, dimension(*end, x.len())?);
     require(start <= end, || format!("start {start} is after end {end}"))?;
     if x.is_empty() {
-        return Ok(known(&[1]));
+        return Ok(known_sizes(&[1]));
     }
     Ok([&x[..start], &[sizes.product(&x[start..=end])?], &x[end + 1..]].concat())
 }
 
-pub(super) fn flatten_leading(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn flatten_leading(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let (&last, front) = read[0].split_last().ok_or("no dimensions")?;
     require(!last.is(0), || format!("the shape {:?} has no last dimension to keep", read[0]))?;
     Ok(vec![sizes.product(front)?, last]) // small: two sizes
 }
 
-pub(super) fn reshape_like(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn reshape_like(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let (y, x) = (read[0], read[1]);
     let (&last, (_, front)) =
         (y.last().ok_or("no dimensions")?, x.split_last().ok_or("no dimensions")?);
-    let made = [front, &[last]].concat();
-    require(sizes.product(&made)?.may_equal(sizes.product(y)?), || {
-        format!("{y:?} cannot become {made:?}")
+    let output = [front, &[last]].concat();
+    require(sizes.product(&output)?.may_equal(sizes.product(y)?), || {
+        format!("{y:?} cannot become {output:?}")
     })?;
-    Ok(made)
+    Ok(output)
 }
 
-pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Pad { pad, mode, .. } = &view.node.op else { return same(sizes, view, read) };
-    let mut made = read[0].to_vec(); // small: sizes
-    let (rank, dims) = (made.len(), pad.len() / 2);
+pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+    let Op::Pad { pad, mode, .. } = &view.node.op else { return same_as_input(sizes, view, read) };
+    let mut output = read[0].to_vec(); // small: sizes
+    let (rank, dims) = (output.len(), pad.len() / 2);
     require(pad.len().is_multiple_of(2), || {
         format!("pad must have two numbers for every dimension, got {pad:?}")
     })?;
-    require(dims <= rank, || format!("padding of {dims} dimensions, got the shape {made:?}"))?;
+    require(dims <= rank, || format!("padding of {dims} dimensions, got the shape {output:?}"))?;
     let limit = match mode.as_str() {
         "constant" => None,
         "reflect" => Some(1),
@@ -319,7 +321,7 @@ pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
         || format!("{mode} padding of {dims} of {rank} dimensions"),
     )?;
     for (i, pair) in pad.chunks_exact(2).enumerate() {
-        let from = &mut made[rank - 1 - i];
+        let from = &mut output[rank - 1 - i];
         let Some(size) = from.known().map(|size| size as i64) else {
             *from = sizes.plus(*from, pair[0] + pair[1])?;
             continue;
@@ -335,21 +337,21 @@ pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
         })?;
         *from = Size::Known(padded as usize);
     }
-    Ok(made)
+    Ok(output)
 }
 
 /// Broadcasts two shapes, as PyTorch.
-pub(super) fn broadcast(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn broadcast(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     broadcast_pair(sizes, read[0], read[1])
 }
 
 /// The shape that two shapes broadcast to.
-pub(super) fn broadcast_pair(sizes: &Sizes, a: &[Size], b: &[Size]) -> Made {
+pub(super) fn broadcast_pair(sizes: &Sizes, a: &[Size], b: &[Size]) -> ShapeResult {
     let rank = a.len().max(b.len());
     let at = |shape: &[Size], i: usize| {
         (i + shape.len()).checked_sub(rank).map_or(Size::Known(1), |i| shape[i])
     };
-    let made = (0..rank).map(|i| match (at(a, i), at(b, i)) {
+    let output = (0..rank).map(|i| match (at(a, i), at(b, i)) {
         (a, b) if a == b || b.is(1) => Ok(a),
         (a, b) if a.is(1) => Ok(b),
         (Size::Known(_), Size::Known(_)) => {
@@ -359,15 +361,15 @@ pub(super) fn broadcast_pair(sizes: &Sizes, a: &[Size], b: &[Size]) -> Made {
         (known @ Size::Known(_), _) | (_, known @ Size::Known(_)) => Ok(known),
         _ => Ok(sizes.fresh()),
     });
-    made.collect()
+    output.collect()
 }
 
-pub(super) fn cat(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Cat { dim } = view.node.op else { return same(sizes, view, read) };
+pub(super) fn cat(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+    let Op::Cat { dim } = view.node.op else { return same_as_input(sizes, view, read) };
     // PyTorch skips vectors without elements.
     let parts: Vec<&[Size]> =
         read.iter().copied().filter(|shape| **shape != [Size::Known(0)]).collect();
-    let Some(first) = parts.first() else { return same(sizes, view, read) };
+    let Some(first) = parts.first() else { return same_as_input(sizes, view, read) };
     require(!first.is_empty(), || {
         "expected values with at least one dimension, got a scalar".into()
     })?;
@@ -377,22 +379,24 @@ pub(super) fn cat(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
             && (0..first.len()).all(|i| i == dim || part[i].may_equal(first[i]));
         require(fits, || format!("the shapes {first:?} and {part:?} do not fit each other"))?;
     }
-    let mut made = first.to_vec(); // small: sizes
-    for (i, size) in made.iter_mut().enumerate().filter(|(i, _)| *i != dim) {
+    let mut output = first.to_vec(); // small: sizes
+    for (i, size) in output.iter_mut().enumerate().filter(|(i, _)| *i != dim) {
         // All are equal in every valid run, so use a known size if there is one.
         *size =
             parts.iter().map(|part| part[i]).find(|size| size.known().is_some()).unwrap_or(*size);
     }
-    made[dim] = sizes.sum(&parts.iter().map(|part| part[dim]).collect::<Vec<_>>())?;
-    Ok(made)
+    output[dim] = sizes.sum(&parts.iter().map(|part| part[dim]).collect::<Vec<_>>())?;
+    Ok(output)
 }
 
-pub(super) fn constant(_: &Sizes, view: NodeView<'_>, _: &[&[Size]]) -> Made {
-    Ok(known(view.shape("value")?))
+pub(super) fn constant(_: &Sizes, view: NodeView<'_>, _: &[&[Size]]) -> ShapeResult {
+    Ok(known_sizes(view.shape("value")?))
 }
 
-pub(super) fn quantize(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Quantize { channels, axes, .. } = &view.node.op else { return same(sizes, view, read) };
+pub(super) fn quantize(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+    let Op::Quantize { channels, axes, .. } = &view.node.op else {
+        return same_as_input(sizes, view, read);
+    };
     let x = read[0];
     require(axes.is_none_or(|axes| x.len() == axes + 2) && (2..=4).contains(&x.len()), || {
         format!("{axes:?} spatial dimensions expected, got the shape {x:?}")
@@ -400,7 +404,7 @@ pub(super) fn quantize(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> M
     require(x[1].may_be(*channels), || {
         format!("{channels} channels expected, got the shape {x:?}")
     })?;
-    same(sizes, view, read)
+    same_as_input(sizes, view, read)
 }
 
 const ONE: Size = Size::Known(1);
@@ -416,7 +420,7 @@ fn code_map(shape: &[Size]) -> Result<[Size; 2], String> {
 }
 
 /// A shape with `axes` spatial axes. The axes left out must have size 1.
-fn with_axes(front: [Size; 2], map: [Size; 2], axes: usize) -> Made {
+fn with_axes(front: [Size; 2], map: [Size; 2], axes: usize) -> ShapeResult {
     let (left_out, kept) = map.split_at(2 - axes);
     require(left_out.iter().all(|side| side.may_be(1)), || {
         format!("{axes} spatial dimensions expected, got {map:?}")
@@ -424,28 +428,28 @@ fn with_axes(front: [Size; 2], map: [Size; 2], axes: usize) -> Made {
     Ok([&front, kept].concat())
 }
 
-pub(super) fn codes_conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn codes_conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let (Op::ConvCodes { conv, .. } | Op::ConvFloat { conv, .. }) = &view.node.op else {
-        return same(sizes, view, read);
+        return same_as_input(sizes, view, read);
     };
     let map = code_map(read[0])?;
-    require(conv.axes > 0 || may_equal(&map, &known(&conv.params.kernel)), || {
+    require(conv.axes > 0 || may_equal(&map, &known_sizes(&conv.params.kernel)), || {
         format!("a map of {:?} expected, got {map:?}", conv.params.kernel)
     })?;
     let map = [windows(sizes, map[0], 0, &conv.params)?, windows(sizes, map[1], 1, &conv.params)?];
     let out_channels = view.shape("weight")?.first().ok_or("weight: no dimensions")?;
-    let made = with_axes([read[0][0], Size::Known(*out_channels)], map, conv.axes)?;
+    let output = with_axes([read[0][0], Size::Known(*out_channels)], map, conv.axes)?;
     if let Some(residual) = read.get(1) {
-        require(may_equal(residual, &made), || {
-            format!("residual: shape {made:?} expected, got {residual:?}")
+        require(may_equal(residual, &output), || {
+            format!("residual: shape {output:?} expected, got {residual:?}")
         })?;
     }
-    Ok(made)
+    Ok(output)
 }
 
-pub(super) fn max_pool_codes(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn max_pool_codes(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let Op::MaxPoolCodes { params, ceil_mode, .. } = &view.node.op else {
-        return same(sizes, view, read);
+        return same_as_input(sizes, view, read);
     };
     let map = code_map(read[0])?;
     let map = [0, 1].map(|axis| pool_windows(sizes, map[axis], axis, params, *ceil_mode));

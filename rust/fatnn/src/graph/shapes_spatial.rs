@@ -3,7 +3,7 @@
 
 use super::graph::NodeView;
 use super::op::Op;
-use super::shapes::{Made, bias, each_axis, require, same, spatial};
+use super::shapes::{ShapeResult, bias, each_axis, require, same_as_input, spatial};
 use super::size::{Size, Sizes};
 use crate::codec::CodesLayout;
 use crate::dtype::ValueType;
@@ -28,9 +28,9 @@ fn scaled(sizes: &Sizes, size: Size, factor: usize, add: i64) -> Result<Size, St
     }
 }
 
-pub(super) fn interpolate(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn interpolate(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let (Op::Interpolate(how) | Op::InterpolateCodes(how)) = &view.node.op else {
-        return same(sizes, view, read);
+        return same_as_input(sizes, view, read);
     };
     let (x, axes) = (read[0], read[0].len().wrapping_sub(2));
     require((1..=2).contains(&axes), || format!("images expected, got the shape {x:?}"))?;
@@ -66,9 +66,9 @@ pub(super) fn interpolate(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -
     Ok([&x[..2], &map].concat())
 }
 
-pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let (Op::DepthToSpace(how) | Op::DepthToSpaceCodes(how)) = &view.node.op else {
-        return same(sizes, view, read);
+        return same_as_input(sizes, view, read);
     };
     let (x, axes) = (read[0], read[0].len().wrapping_sub(2));
     require((1..=2).contains(&axes), || format!("images expected, got the shape {x:?}"))?;
@@ -88,8 +88,8 @@ pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
     Ok([&[x[0], channels], map.as_slice()].concat())
 }
 
-pub(super) fn conv_transpose(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::ConvTranspose(conv) = &view.node.op else { return same(sizes, view, read) };
+pub(super) fn conv_transpose(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+    let Op::ConvTranspose(conv) = &view.node.op else { return same_as_input(sizes, view, read) };
     let (weight, axes) = (view.shape("weight")?, conv.axes);
     require(weight.len() == 2 + axes && !weight.contains(&0), || {
         format!("weight: unexpected shape {weight:?}")

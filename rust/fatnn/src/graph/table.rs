@@ -76,7 +76,7 @@ pub(super) const ROW: OpInfo = OpInfo {
     in_files: true,
     build: |_| Err(BuildError::Invalid("no operation".into())),
     types: types::floats,
-    shape: shapes::same,
+    shape: shapes::same_as_input,
     support: Some(support::image),
 };
 
@@ -118,12 +118,12 @@ const CHANNEL: OpInfo =
 pub(super) const SUM: OpInfo = OpInfo { exactness: Exactness::SumOrder, ..ROW };
 
 /// Every operation.
-pub static OPS: &[OpInfo] = &joined::<
+pub static OPS: &[OpInfo] = &concat::<
     { ROWS.len() + SCALARS.len() + SUMS.len() + MASKS.len() + SPATIAL.len() },
 >(&[ROWS, SCALARS, SUMS, MASKS, SPATIAL]);
 
 /// Parts of the table as one.
-const fn joined<const N: usize>(parts: &[&[OpInfo]]) -> [OpInfo; N] {
+const fn concat<const N: usize>(parts: &[&[OpInfo]]) -> [OpInfo; N] {
     let (mut all, mut at, mut part) = ([ROW; N], 0, 0);
     while part < parts.len() {
         let mut i = 0;
@@ -158,7 +158,7 @@ const ROWS: &[OpInfo] = &[
             Ok(Op::Input(Input { fixed, channel_dim, batch }))
         },
         types: types::input,
-        shape: shapes::noted,
+        shape: shapes::declared,
         ..ROW
     },
     OpInfo {

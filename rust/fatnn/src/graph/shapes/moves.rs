@@ -1,12 +1,16 @@
 //! Shape rules of operations that only move elements.
 
-use super::{Made, ONE, dimension, require, same};
+use super::{ONE, ShapeResult, dimension, require, same_as_input};
 use crate::graph::graph::NodeView;
 use crate::graph::op::{Op, Slice};
 use crate::graph::size::{Size, Sizes};
 
-pub(in crate::graph) fn reshape(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Reshape { shape } = &view.node.op else { return same(sizes, view, read) };
+pub(in crate::graph) fn reshape(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
+    let Op::Reshape { shape } = &view.node.op else { return same_as_input(sizes, view, read) };
     let x = read[0];
     require(
         shape.iter().all(|size| *size >= -1)
@@ -41,8 +45,12 @@ pub(in crate::graph) fn reshape(sizes: &Sizes, view: NodeView<'_>, read: &[&[Siz
     Ok(made)
 }
 
-pub(in crate::graph) fn squeeze(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Squeeze { dim } = view.node.op else { return same(sizes, view, read) };
+pub(in crate::graph) fn squeeze(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
+    let Op::Squeeze { dim } = view.node.op else { return same_as_input(sizes, view, read) };
     let mut made = read[0].to_vec(); // small: sizes
     let dim = dimension(dim, made.len())?;
     match made.get(dim) {
@@ -55,15 +63,23 @@ pub(in crate::graph) fn squeeze(sizes: &Sizes, view: NodeView<'_>, read: &[&[Siz
     Ok(made)
 }
 
-pub(in crate::graph) fn unsqueeze(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Unsqueeze { dim } = view.node.op else { return same(sizes, view, read) };
+pub(in crate::graph) fn unsqueeze(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
+    let Op::Unsqueeze { dim } = view.node.op else { return same_as_input(sizes, view, read) };
     let mut made = read[0].to_vec(); // small: sizes
     made.insert(dimension(dim, made.len() + 1)?, ONE);
     Ok(made)
 }
 
-pub(in crate::graph) fn permute(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Permute { dims } = &view.node.op else { return same(sizes, view, read) };
+pub(in crate::graph) fn permute(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
+    let Op::Permute { dims } = &view.node.op else { return same_as_input(sizes, view, read) };
     let x = read[0];
     let found = dims.iter().map(|&dim| dimension(dim, x.len())).collect::<Result<Vec<_>, _>>()?;
     require(found.len() == x.len() && (0..x.len()).all(|dim| found.contains(&dim)), || {
@@ -72,9 +88,9 @@ pub(in crate::graph) fn permute(sizes: &Sizes, view: NodeView<'_>, read: &[&[Siz
     Ok(found.into_iter().map(|dim| x[dim]).collect())
 }
 
-pub(in crate::graph) fn slice(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(in crate::graph) fn slice(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let &Op::Slice(Slice { dim, start, end, step }) = &view.node.op else {
-        return same(sizes, view, read);
+        return same_as_input(sizes, view, read);
     };
     let mut made = read[0].to_vec(); // small: sizes
     require(!made.is_empty(), || "a scalar cannot be sliced".into())?;
@@ -91,8 +107,8 @@ pub(in crate::graph) fn slice(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]
     Ok(made)
 }
 
-pub(in crate::graph) fn expand(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Expand { shape } = &view.node.op else { return same(sizes, view, read) };
+pub(in crate::graph) fn expand(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+    let Op::Expand { shape } = &view.node.op else { return same_as_input(sizes, view, read) };
     let wrong = || format!("{:?} cannot be expanded to {shape:?}", read[0]);
     let more = shape.len().checked_sub(read[0].len()).ok_or_else(wrong)?;
     let mut made = Vec::new();
