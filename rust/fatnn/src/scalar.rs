@@ -11,10 +11,10 @@ mod math;
 /// A macro, because the compiler does not inline long closures: the call compiles for the baseline
 /// CPU and prevents vectorization of the loop (GELU took ten times as long).
 macro_rules! wide {
-    ($values:expr, $x:ident => $made:expr) => {
+    ($values:expr, $x:ident => $result:expr) => {
         for value in $values.iter_mut() {
             let $x = f64::from(*value);
-            *value = $made as f32;
+            *value = $result as f32;
         }
     };
 }

@@ -320,7 +320,12 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
             let shape = said.map_or(view.shape(), |(_, shape)| shape);
             let dtype = dtype_of(view.dtype(), said.map(|said| said.0))
                 .ok_or_else(|| unknown(name, view.dtype()))?;
-            Ok((*name, if old { file_v1::name(dtype) } else { dtype.name() }, shape, view.data()))
+            Ok((
+                *name,
+                if old { file_v1::type_name(dtype) } else { dtype.name() },
+                shape,
+                view.data(),
+            ))
         })
         .collect::<Result<Vec<_>, String>>()?;
     let found = digest(graph, parts.into_iter());
@@ -367,7 +372,7 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
         )
         .into());
     }
-    let graph = if old { file_v1::upgraded(graph, &mut tensors)? } else { graph.to_owned() };
+    let graph = if old { file_v1::upgrade_graph(graph, &mut tensors)? } else { graph.to_owned() };
     Ok((graph, tensors))
 }
 

@@ -13,11 +13,11 @@ fn scaled(sizes: &Sizes, size: Size, factor: usize, add: i64) -> Result<Size, St
     let too_small = || format!("nothing is left of a map of {size:?}");
     match size {
         Size::Known(size) => {
-            let made = i64::try_from(size)
+            let output = i64::try_from(size)
                 .ok()
                 .and_then(|size| size.checked_mul(i64::try_from(factor).ok()?)?.checked_add(add));
-            let made = made.filter(|made| *made > 0 || size == 0 && *made == 0);
-            made.map(|made| Size::Known(made as usize)).ok_or_else(too_small)
+            let output = output.filter(|output| *output > 0 || size == 0 && *output == 0);
+            output.map(|output| Size::Known(output as usize)).ok_or_else(too_small)
         }
         Size::Free { base, offset } => {
             let factor_i64 = i64::try_from(factor).map_err(|_| too_small())?;
@@ -72,7 +72,7 @@ pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
     };
     let (x, axes) = (read[0], read[0].len().wrapping_sub(2));
     require((1..=2).contains(&axes), || format!("images expected, got the shape {x:?}"))?;
-    require(axes == 2 || how.block[0] == 1 && how.cut(0) == 0, || {
+    require(axes == 2 || how.block[0] == 1 && how.cropped(0) == 0, || {
         format!("a map of one axis needs blocks of height 1, got {:?}", how.block)
     })?;
     let blocks = how.pixels().saturating_mul(how.groups);
@@ -83,7 +83,7 @@ pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
     let channels =
         sizes.quotient(x[1], Size::Known(how.pixels())).ok_or("block must not be empty")?;
     let map = each_axis(axes, &x[2..], |size, axis| {
-        scaled(sizes, size, how.block[axis], -(how.cut(axis) as i64))
+        scaled(sizes, size, how.block[axis], -(how.cropped(axis) as i64))
     })?;
     Ok([&[x[0], channels], map.as_slice()].concat())
 }
@@ -113,7 +113,7 @@ pub(super) fn conv_transpose(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
             format!("output_padding {more} must be smaller than stride or dilation")
         })?;
         let stride = params.stride;
-        scaled(sizes, size, stride, conv.grows(axis, kernel[axis]) - stride as i64)
+        scaled(sizes, size, stride, conv.one_pixel_output(axis, kernel[axis]) - stride as i64)
     })?;
     Ok([&front[..front.len() - 1], &[Size::Known(out)], &map].concat())
 }
@@ -136,8 +136,8 @@ pub(super) fn depth_to_space_codes(
             how.block
         ));
     }
-    let made = ValueType::Codes { codes, channels: channels / pixels, groups: groups / pixels };
+    let output = ValueType::Codes { codes, channels: channels / pixels, groups: groups / pixels };
     CodesLayout::new(channels / pixels, groups / pixels)
         .map_err(|e| format!("groups do not fit ({e})"))?;
-    Ok(made)
+    Ok(output)
 }

@@ -91,7 +91,8 @@ pub(super) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Sha
     let front = broadcast_pair(sizes, &broadcast_pair(sizes, q, k)?, v)?;
     if let Some(mask) = read.get(3) {
         let scores = [front.as_slice(), &[l, s]].concat();
-        let fits = broadcast_pair(sizes, mask, &scores).is_ok_and(|made| may_equal(&made, &scores));
+        let fits =
+            broadcast_pair(sizes, mask, &scores).is_ok_and(|output| may_equal(&output, &scores));
         require(fits && mask.len() >= 2, || {
             format!("a mask for {scores:?} expected, got {mask:?}")
         })?;
@@ -135,7 +136,7 @@ pub(super) fn embedding(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Shap
 /// Broadcasts any number of shapes.
 pub(super) fn broadcast_all(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let first = read[0].to_vec(); // small: sizes
-    read[1..].iter().try_fold(first, |made, shape| broadcast_pair(sizes, &made, shape))
+    read[1..].iter().try_fold(first, |output, shape| broadcast_pair(sizes, &output, shape))
 }
 
 pub(super) fn cumsum(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {

@@ -109,7 +109,7 @@ const BINARY: OpInfo = OpInfo {
 const MOVE: OpInfo = OpInfo {
     form: Form::Shape,
     reads_plain: true,
-    types: types::moved,
+    types: types::same_as_inputs,
     support: Some(support::any),
     ..ROW
 };

@@ -41,7 +41,7 @@ impl Fold {
 
 /// Reduces the lanes pairwise, as a tree.
 #[inline(always)]
-fn tree(mut lanes: [f64; LANES], fold: Fold) -> f64 {
+fn reduce_lanes(mut lanes: [f64; LANES], fold: Fold) -> f64 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -64,7 +64,7 @@ fn fold_row(x: &[f32], fold: Fold, value: impl Fn(f32) -> f64) -> f64 {
     for (lane, &v) in lanes.iter_mut().zip(chunks.remainder()) {
         *lane = fold.join(*lane, value(v));
     }
-    tree(lanes, fold)
+    reduce_lanes(lanes, fold)
 }
 
 /// Size and stride of a dimension.
@@ -72,7 +72,7 @@ pub(crate) type Dim = (usize, usize);
 
 /// Calls `visit` with the offset of every index of the dimensions.
 #[inline(always)]
-fn walk(dims: &[Dim], mut visit: impl FnMut(usize)) {
+fn for_each_offset(dims: &[Dim], mut visit: impl FnMut(usize)) {
     let count: usize = dims.iter().map(|dim| dim.0).product();
     let mut index = [0usize; 8];
     let mut at = 0;
@@ -110,9 +110,9 @@ impl VectorLoop for Reduce<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         match self.fold {
-            Fold::Sum => self.folded(Fold::Sum),
-            Fold::Max => self.folded(Fold::Max),
-            Fold::Min => self.folded(Fold::Min),
+            Fold::Sum => self.reduce(Fold::Sum),
+            Fold::Max => self.reduce(Fold::Max),
+            Fold::Min => self.reduce(Fold::Min),
         }
     }
 }
@@ -130,7 +130,7 @@ impl Reduce<'_> {
     }
 
     #[inline(always)]
-    fn folded(self, fold: Fold) {
+    fn reduce(self, fold: Fold) {
         match self.kept.last() {
             Some(&(size, 1)) => self.columns(fold, size),
             _ => self.rows(fold),
@@ -146,7 +146,7 @@ impl Reduce<'_> {
             let width = LANES.min(size - result % size).min(self.out.len() - done);
             let base = self.base(result);
             let mut lanes = [fold.start(); LANES];
-            walk(self.reduced, |at| {
+            for_each_offset(self.reduced, |at| {
                 let x = &self.x[base + at..][..width];
                 match <&[f32; LANES]>::try_from(x) {
                     Ok(x) => {
@@ -171,10 +171,12 @@ impl Reduce<'_> {
             let base = self.base(self.first + i);
             let mut all = fold.start();
             match self.reduced.split_last() {
-                Some((&(size, 1), outer)) => walk(outer, |at| {
+                Some((&(size, 1), outer)) => for_each_offset(outer, |at| {
                     all = fold.join(all, fold_row(&self.x[base + at..][..size], fold, f64::from));
                 }),
-                _ => walk(self.reduced, |at| all = fold.join(all, f64::from(self.x[base + at]))),
+                _ => for_each_offset(self.reduced, |at| {
+                    all = fold.join(all, f64::from(self.x[base + at]))
+                }),
             }
             self.out[i] = (all / self.divisor) as f32;
         }
@@ -293,7 +295,7 @@ fn softmax_columns(block: &mut [f32], inner: usize, log: bool) {
 
 /// Turns attention scores into weights: `softmax(scores * scale + mask)` per row. A fully masked
 /// row becomes 0.
-pub(crate) struct Attend<'a> {
+pub(crate) struct AttentionSoftmax<'a> {
     pub scores: &'a mut [f32],
     pub size: usize,
     pub scale: f32,
@@ -304,7 +306,7 @@ pub(crate) struct Attend<'a> {
     pub visible: Option<usize>,
 }
 
-impl VectorLoop for Attend<'_> {
+impl VectorLoop for AttentionSoftmax<'_> {
     type Output = ();
 
     #[inline(always)]

@@ -31,8 +31,8 @@ pub(super) fn exp(x: f64) -> f64 {
         1.0 / 6.0, 0.5, 1.0, 1.0,
     );
     let power = f64::from_bits((shifted.to_bits() << 52).wrapping_add(1.0f64.to_bits()));
-    let made = if x < -700.0 { 0.0 } else { sum * power };
-    if x > 700.0 { f64::INFINITY } else { made }
+    let result = if x < -700.0 { 0.0 } else { sum * power };
+    if x > 700.0 { f64::INFINITY } else { result }
 }
 
 /// `e^x - 1`.
@@ -61,11 +61,11 @@ pub(super) fn ln(x: f64) -> f64 {
         1.0 / 17.0, 1.0 / 15.0, 1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0,
         1.0 / 3.0, 1.0,
     );
-    let made = power * std::f64::consts::LN_2 + 2.0 * s * sum;
-    let made = if x == f64::INFINITY { x } else { made };
-    let made = if x == 0.0 { f64::NEG_INFINITY } else { made };
+    let result = power * std::f64::consts::LN_2 + 2.0 * s * sum;
+    let result = if x == f64::INFINITY { x } else { result };
+    let result = if x == 0.0 { f64::NEG_INFINITY } else { result };
     // `x >= 0` is false for NaN, so NaN gives NaN.
-    if x >= 0.0 { made } else { f64::NAN }
+    if x >= 0.0 { result } else { f64::NAN }
 }
 
 /// `ln(1 + x)` for `x >= 0`.
@@ -126,8 +126,8 @@ pub(super) fn gelu_tanh(x: f64) -> f64 {
 #[inline(always)]
 pub(super) fn softplus(x: f64, beta: f64, threshold: f64) -> f64 {
     let scaled = x * beta;
-    let made = ln_1p(exp(scaled)) / beta;
-    if scaled > threshold { x } else { made }
+    let result = ln_1p(exp(scaled)) / beta;
+    if scaled > threshold { x } else { result }
 }
 
 /// `x · tanh(ln(1 + e^x))`.

@@ -58,8 +58,8 @@ impl Operation for Normalize {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let shape = inputs[0].shape();
         self.sizes(&shape)?;
-        let made = Value::row_major(&shape)?;
-        Ok((made, Cost::of(&made.dims, 8)))
+        let output = Value::row_major(&shape)?;
+        Ok((output, Cost::of(&output.dims, 8)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {

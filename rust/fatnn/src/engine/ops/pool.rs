@@ -14,7 +14,7 @@ use crate::window::AxisParams;
 
 /// Height and width after pooling, by PyTorch's rules. With `ceil_mode` the last window may extend
 /// past the edge if it starts inside the input or its left padding.
-pub(crate) fn pooled(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
+pub(crate) fn output_map(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
     if !ceil_mode {
         return shape.output().and_then(check_map);
     }
@@ -107,7 +107,7 @@ impl Pool {
                 Ok((out, [0, 1].map(|axis| (input[axis] / out[axis] + 2).min(input[axis]))))
             }
             Windows::Fixed { window, ceil_mode } => {
-                let out = pooled(&window.over(dims), ceil_mode)?;
+                let out = output_map(&window.over(dims), ceil_mode)?;
                 Ok((out, [0, 1].map(|axis| window.kernel[axis].min(input[axis]))))
             }
         }

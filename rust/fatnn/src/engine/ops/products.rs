@@ -10,7 +10,7 @@ use crate::engine::value::{
     Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value,
 };
 use crate::error::{Result, bad_value};
-use crate::kernels::rows::{Attend, run};
+use crate::kernels::rows::{AttentionSoftmax, run};
 use crate::kernels::{Matrix, product};
 use crate::memory;
 use crate::parallel;
@@ -52,15 +52,15 @@ struct Batch {
 impl Batch {
     fn new(batch: &[usize], input: &Value, trailing: usize) -> Self {
         let (shape, strides, rank) = (input.shape(), input.strides(), batch.len());
-        let mut made = Batch { sizes: [1; MAX_RANK], steps: [0; MAX_RANK], rank };
-        made.sizes[..rank].copy_from_slice(batch);
+        let mut result = Batch { sizes: [1; MAX_RANK], steps: [0; MAX_RANK], rank };
+        result.sizes[..rank].copy_from_slice(batch);
         let front = shape.len() - trailing;
         for i in 0..front {
             if shape[i] != 1 {
-                made.steps[rank - front + i] = strides[i];
+                result.steps[rank - front + i] = strides[i];
             }
         }
-        made
+        result
     }
 
     fn at(&self, mut index: usize) -> usize {
@@ -95,8 +95,8 @@ impl Operation for Matmul {
         match fits {
             Some((([m, k], [rows, n]), mut shape)) if k == rows => {
                 shape.extend([m, n]);
-                let made = Value::row_major(&shape)?;
-                Ok((made, Cost::of(&made.dims, k)))
+                let output = Value::row_major(&shape)?;
+                Ok((output, Cost::of(&output.dims, k)))
             }
             _ => {
                 let got = format!("{:?} and {:?}", inputs[0].shape(), inputs[1].shape());
@@ -106,12 +106,12 @@ impl Operation for Matmul {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
-        let shape = made.shape();
+        let output = self.measure(inputs)?.0;
+        let shape = output.shape();
         let (front, trailing) = shape.split_at(shape.len() - 2);
         let k = inputs[0].shape().last().copied().unwrap_or(0);
         let batch = [Batch::new(front, &inputs[0], 2), Batch::new(front, &inputs[1], 2)];
-        Ok((made, Box::new(MatmulStep { sizes: [trailing[0], trailing[1], k], batch })))
+        Ok((output, Box::new(MatmulStep { sizes: [trailing[0], trailing[1], k], batch })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -189,16 +189,16 @@ impl Operation for Attention {
             return wrong();
         }
         shape.extend([l, vd]);
-        let made = Value::row_major(&shape)?;
+        let output = Value::row_major(&shape)?;
         let scores = (BLOCK as u128 * size_of::<f32>() as u128).saturating_mul(s as u128);
         // An output element costs a column of `v` and its share of the scores.
         let each = s.saturating_mul(2 + d / vd.max(1));
-        Ok((made, Cost { bytes: scores, ..Cost::of(&made.dims, each) }))
+        Ok((output, Cost { bytes: scores, ..Cost::of(&output.dims, each) }))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
-        let (shape, [l, d]) = (made.shape(), matrix(&inputs[0]).unwrap_or_default());
+        let output = self.measure(inputs)?.0;
+        let (shape, [l, d]) = (output.shape(), matrix(&inputs[0]).unwrap_or_default());
         let front = &shape[..shape.len() - 2];
         let batch = inputs.iter().map(|input| Batch::new(front, input, 2)).collect();
         let ([s, vd], mask) =
@@ -208,7 +208,7 @@ impl Operation for Attention {
         });
         let scale = self.scale.unwrap_or_else(|| default_scale(d));
         Ok((
-            made,
+            output,
             Box::new(AttentionStep {
                 sizes: [l, s, d, vd],
                 batch,
@@ -264,7 +264,7 @@ impl Head<'_> {
                 product([rows, s, d], q, transposed, scores);
                 let mask = self.mask.map(|(mask, steps)| (&mask[first * steps[0]..], steps));
                 let visible = self.causal.then_some(first + 1);
-                run(Attend { scores, size: s, scale: self.scale, mask, visible })?;
+                run(AttentionSoftmax { scores, size: s, scale: self.scale, mask, visible })?;
                 product([rows, vd, s], Matrix(scores, [s, 1]), self.v, out);
             }
             Ok(())

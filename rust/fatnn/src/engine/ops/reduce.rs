@@ -43,15 +43,15 @@ impl Operation for Reduce {
             }
         }
         let input = Ordered { order: inputs[0].order(), rank: from.len() };
-        let made = Value::ordered(
+        let output = Value::ordered(
             &shape,
             if shape.len() == 2 { Order::ChannelsLast } else { self.order(input).1 },
         )?;
-        Ok((made, Cost::of(&inputs[0].dims, 1)))
+        Ok((output, Cost::of(&inputs[0].dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, shape, strides) =
+        let (output, shape, strides) =
             (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
         let mut order: Vec<usize> = (0..shape.len()).filter(|&dim| shape[dim] != 1).collect();
         order.sort_by_key(|&dim| std::cmp::Reverse(strides[dim]));
@@ -75,17 +75,17 @@ impl Operation for Reduce {
             Reduction::Max => (Fold::Max, 1.0),
             Reduction::Min => (Fold::Min, 1.0),
         };
-        Ok((made, Box::new(ReduceStep { kept, reduced, fold, divisor, count })))
+        Ok((output, Box::new(ReduceStep { kept, reduced, fold, divisor, count })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        let (wanted, made) = self.order(inputs[0]);
+        let (wanted, output) = self.order(inputs[0]);
         let rank = if self.keepdim {
             inputs[0].rank
         } else {
             inputs[0].rank.saturating_sub(self.dims.len())
         };
-        (vec![wanted], if rank == 2 { Order::ChannelsLast } else { made }) // small: one
+        (vec![wanted], if rank == 2 { Order::ChannelsLast } else { output }) // small: one
     }
 }
 
@@ -129,11 +129,11 @@ impl Operation for Softmax {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, shape, strides) =
+        let (output, shape, strides) =
             (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
         let size = shape.get(self.dim).copied().unwrap_or(1);
         let inner = if size == 1 { 1 } else { strides[self.dim] };
-        Ok((made, Box::new(SoftmaxStep { size, inner, log: self.log })))
+        Ok((output, Box::new(SoftmaxStep { size, inner, log: self.log })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {

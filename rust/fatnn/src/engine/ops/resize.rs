@@ -14,16 +14,16 @@ use crate::memory;
 use crate::parallel;
 
 /// Dimensions of the result of an interpolation. A second input gives height and width.
-pub(super) fn interpolated(how: &Interpolate, inputs: &[Value]) -> Result<Dims> {
+pub(super) fn output_dims(how: &Interpolate, inputs: &[Value]) -> Result<Dims> {
     let from = inputs[0].dims;
     let mut map = from.map;
     for (axis, size) in map.iter_mut().enumerate().skip(2 - from.axes) {
-        let made = match inputs.get(1) {
+        let output = match inputs.get(1) {
             Some(like) => Some(like.dims.map[axis]).filter(|size| *size > 0),
             None => how.output(axis + from.axes - 2, from.map[axis]),
         };
-        match made.filter(|_| (1..LIMIT).contains(&from.map[axis])) {
-            Some(made) => *size = made,
+        match output.filter(|_| (1..LIMIT).contains(&from.map[axis])) {
+            Some(output) => *size = output,
             None => {
                 return bad_value(
                     "interpolation",
@@ -53,16 +53,16 @@ impl Nearest {
 
 impl Operation for Nearest {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let dims = interpolated(&self.0, inputs)?;
+        let dims = output_dims(&self.0, inputs)?;
         let bytes = (dims.map[0] as u128 + dims.map[1] as u128) * size_of::<usize>() as u128;
-        let made = Value { dims, rows: None, ..inputs[0] };
-        Ok((made, Cost { bytes, ..Cost::of(&dims, 1) }))
+        let output = Value { dims, rows: None, ..inputs[0] };
+        Ok((output, Cost { bytes, ..Cost::of(&dims, 1) }))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, from) = (self.measure(inputs)?.0, inputs[0].dims);
+        let (output, from) = (self.measure(inputs)?.0, inputs[0].dims);
         let table = |axis: usize| {
-            let (size, count) = (from.map[axis], made.dims.map[axis]);
+            let (size, count) = (from.map[axis], output.dims.map[axis]);
             let absent = 2 - from.axes;
             let ratio = if axis < absent { 1.0 } else { self.0.ratio(axis - absent, size, count) };
             let sources = (0..count).map(|at| self.source(at, ratio, size));
@@ -72,9 +72,9 @@ impl Operation for Nearest {
             rows: table(0)?,
             columns: table(1)?,
             map: from.map,
-            pixel: pixel_len(&made),
+            pixel: pixel_len(&output),
         };
-        Ok((made, Box::new(step)))
+        Ok((output, Box::new(step)))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -161,25 +161,25 @@ impl Operation for Shuffle {
         check_channels(&self.functions, channels)?;
         let codes = match inputs[0].codes {
             Some(layout) => {
-                let made = crate::codec::CodesLayout::new(channels, groups / how.pixels())?;
-                Some(made.with(layout.coding()))
+                let output = crate::codec::CodesLayout::new(channels, groups / how.pixels())?;
+                Some(output.with(layout.coding()))
             }
             None => None,
         };
-        let made = Value { dims, codes, rows: None, ..inputs[0] };
-        Ok((made, Cost::of(&dims, 1 + self.functions.len())))
+        let output = Value { dims, codes, rows: None, ..inputs[0] };
+        Ok((output, Cost::of(&dims, 1 + self.functions.len())))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
+        let output = self.measure(inputs)?.0;
         let step = ShuffleStep {
             how: self.how,
             shuffle: self,
             from: inputs[0].dims.map,
-            map: made.dims.map,
-            pixel: pixel_len(&made),
+            map: output.dims.map,
+            pixel: pixel_len(&output),
         };
-        Ok((made, Box::new(step)))
+        Ok((output, Box::new(step)))
     }
 }
 

@@ -17,17 +17,17 @@ pub(crate) struct Reorder(pub Order);
 
 impl Operation for Reorder {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let made = Value::ordered(&inputs[0].shape(), self.0)?.of(inputs[0].element);
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::ordered(&inputs[0].shape(), self.0)?.of(inputs[0].element);
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
-        let image = if self.0 == Order::RowMajor { inputs[0] } else { made };
+        let output = self.measure(inputs)?.0;
+        let image = if self.0 == Order::RowMajor { inputs[0] } else { output };
         let (channels, pixels) = (image.dims.channels, image.dims.map[0] * image.dims.map[1]);
         let [rows, columns] =
             if self.0 == Order::RowMajor { [pixels, channels] } else { [channels, pixels] };
-        Ok((made, Box::new(Transpose { rows, columns })))
+        Ok((output, Box::new(Transpose { rows, columns })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -92,7 +92,7 @@ impl Reshape {
         let x = inputs[0].shape();
         let counted =
             |sizes: &[usize]| memory::product(sizes.iter().copied()).unwrap_or(usize::MAX);
-        let made = match self {
+        let output = match self {
             Reshape::Flatten { start, end } if *end < x.len() => {
                 [&x[..*start], &[counted(&x[*start..=*end])], &x[*end + 1..]].concat()
             }
@@ -110,30 +110,30 @@ impl Reshape {
                 kept.map(|(_, &size)| size).collect()
             }
             Reshape::Unsqueeze(dim) => {
-                let mut made = x.to_vec(); // small: sizes
-                made.insert((*dim).min(x.len()), 1);
-                made
+                let mut output = x.to_vec(); // small: sizes
+                output.insert((*dim).min(x.len()), 1);
+                output
             }
             Reshape::To(sizes) => {
                 let same = |(i, &size): (usize, &i64)| match size {
                     0 => x.get(i).copied().unwrap_or(0),
                     size => usize::try_from(size).unwrap_or(1),
                 };
-                let mut made: Vec<usize> = sizes.iter().enumerate().map(same).collect();
+                let mut output: Vec<usize> = sizes.iter().enumerate().map(same).collect();
                 if let Some(at) = sizes.iter().position(|size| *size == -1) {
-                    made[at] = counted(&x).checked_div(counted(&made)).unwrap_or(0);
+                    output[at] = counted(&x).checked_div(counted(&output)).unwrap_or(0);
                 }
-                made
+                output
             }
         };
-        if counted(&made) != counted(&x) || made.len() > MAX_RANK {
+        if counted(&output) != counted(&x) || output.len() > MAX_RANK {
             return bad_value(
                 "reshaping",
                 format!("a shape of as many elements as {x:?}"),
-                format!("{made:?}"),
+                format!("{output:?}"),
             );
         }
-        Ok(made)
+        Ok(output)
     }
 }
 
@@ -197,23 +197,23 @@ impl Operation for Permute {
         }
         let shape: Vec<usize> = self.0.iter().map(|&dim| from[dim]).collect();
         let (_, order) = self.orders(&[Ordered { order: inputs[0].order(), rank: from.len() }]);
-        let made = Value::ordered(&shape, order)?.of(inputs[0].element);
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::ordered(&shape, order)?.of(inputs[0].element);
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, strides) = (self.measure(inputs)?.0, inputs[0].strides());
+        let (output, strides) = (self.measure(inputs)?.0, inputs[0].strides());
         let steps: Vec<usize> = self.0.iter().map(|&dim| strides[dim]).collect();
-        Ok((made, Box::new(StridedCopy::new(made, &steps, 0))))
+        Ok((output, Box::new(StridedCopy::new(output, &steps, 0))))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        let made = match inputs[0] {
+        let output = match inputs[0] {
             // Values of rank 2 have only one memory order.
             Ordered { rank: 2, .. } => Order::ChannelsLast,
             input => self.view(input).unwrap_or(Order::RowMajor),
         };
-        (vec![inputs[0].order], made) // small: one
+        (vec![inputs[0].order], output) // small: one
     }
 
     fn is_view(&self, inputs: &[Value]) -> bool {
@@ -234,9 +234,9 @@ pub(crate) struct StridedCopy {
 }
 
 impl StridedCopy {
-    /// A copy into a value like `made`. `steps` are the strides of its dimensions in the input.
-    pub fn new(made: Value, steps: &[usize], offset: usize) -> Self {
-        StridedCopy { walk: Walk::new(made, |dim| [steps[dim]]), offset }
+    /// A copy into a value like `output`. `steps` are the strides of its dimensions in the input.
+    pub fn new(output: Value, steps: &[usize], offset: usize) -> Self {
+        StridedCopy { walk: Walk::new(output, |dim| [steps[dim]]), offset }
     }
 }
 
@@ -304,17 +304,17 @@ impl Operation for SliceDim {
         let mut shape = inputs[0].shape().to_vec(); // small: sizes
         let (dim, _, count) = self.range(&shape)?;
         shape[dim] = count;
-        let made = Value::ordered(&shape, inputs[0].order())?.of(inputs[0].element);
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::ordered(&shape, inputs[0].order())?.of(inputs[0].element);
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, shape, mut steps) =
+        let (output, shape, mut steps) =
             (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
         let (dim, start, count) = self.range(&shape)?;
         let offset = if count == 0 { 0 } else { start * steps[dim] };
         steps[dim] *= self.step;
-        Ok((made, Box::new(StridedCopy::new(made, &steps, offset))))
+        Ok((output, Box::new(StridedCopy::new(output, &steps, offset))))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -353,18 +353,18 @@ impl Operation for Expand {
             }
             shape.push(size);
         }
-        let made = Value::row_major(&shape)?.of(inputs[0].element);
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::row_major(&shape)?.of(inputs[0].element);
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, from, strides) =
+        let (output, from, strides) =
             (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
-        let more = made.shape().len() - from.len();
+        let more = output.shape().len() - from.len();
         let step =
             |i: usize| i.checked_sub(more).filter(|&i| from[i] != 1).map_or(0, |i| strides[i]);
-        let steps: Vec<usize> = (0..made.shape().len()).map(step).collect();
-        Ok((made, Box::new(StridedCopy::new(made, &steps, 0))))
+        let steps: Vec<usize> = (0..output.shape().len()).map(step).collect();
+        Ok((output, Box::new(StridedCopy::new(output, &steps, 0))))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {

@@ -8,9 +8,9 @@ use crate::engine::value::{MAX_RANK, Value};
 pub(crate) struct Walk<const N: usize>(Vec<(usize, [usize; N])>);
 
 impl<const N: usize> Walk<N> {
-    /// A walk over a value like `made`. `steps` gives the operands' strides of a dimension.
-    pub fn new(made: Value, steps: impl Fn(usize) -> [usize; N]) -> Self {
-        let (shape, strides) = (made.shape(), made.strides());
+    /// A walk over a value like `output`. `steps` gives the operands' strides of a dimension.
+    pub fn new(output: Value, steps: impl Fn(usize) -> [usize; N]) -> Self {
+        let (shape, strides) = (output.shape(), output.strides());
         let mut order: Vec<usize> = (0..shape.len()).filter(|&dim| shape[dim] != 1).collect();
         order.sort_by_key(|&dim| std::cmp::Reverse(strides[dim]));
         let mut dims: Vec<(usize, [usize; N])> = Vec::new();

@@ -17,9 +17,9 @@ pub(in crate::graph) fn reshape(
             && shape.iter().filter(|size| **size == -1).count() <= 1,
         || format!("a shape of sizes, 0, and -1 at most once expected, got {shape:?}"),
     )?;
-    let mut made = Vec::new();
+    let mut output = Vec::new();
     for (i, &size) in shape.iter().enumerate() {
-        made.push(match size {
+        output.push(match size {
             0 => *x.get(i).ok_or_else(|| format!("the shape {x:?} has no dimension {i}"))?,
             -1 => Size::Known(1),
             size => Size::Known(size as usize),
@@ -29,7 +29,7 @@ pub(in crate::graph) fn reshape(
     // Equal sizes cancel before the division.
     let mut rest: Vec<Size> = x.to_vec(); // small: sizes
     let mut others = Vec::new();
-    for size in &made {
+    for size in &output {
         match rest.iter().position(|other| other == size) {
             Some(at) => {
                 rest.remove(at);
@@ -39,10 +39,10 @@ pub(in crate::graph) fn reshape(
     }
     let left = sizes.quotient(sizes.product(&rest)?, sizes.product(&others)?).ok_or_else(fits)?;
     match shape.iter().position(|size| *size == -1) {
-        Some(at) => made[at] = left,
+        Some(at) => output[at] = left,
         None => require(left.may_be(1), fits)?,
     }
-    Ok(made)
+    Ok(output)
 }
 
 pub(in crate::graph) fn squeeze(
@@ -51,16 +51,16 @@ pub(in crate::graph) fn squeeze(
     read: &[&[Size]],
 ) -> ShapeResult {
     let Op::Squeeze { dim } = view.node.op else { return same_as_input(sizes, view, read) };
-    let mut made = read[0].to_vec(); // small: sizes
-    let dim = dimension(dim, made.len())?;
-    match made.get(dim) {
-        Some(size) if size.is(1) => drop(made.remove(dim)),
+    let mut output = read[0].to_vec(); // small: sizes
+    let dim = dimension(dim, output.len())?;
+    match output.get(dim) {
+        Some(size) if size.is(1) => drop(output.remove(dim)),
         Some(Size::Free { .. }) => {
             return Err(format!("dimension {dim} has size 1 only in some runs"));
         }
         _ => (),
     }
-    Ok(made)
+    Ok(output)
 }
 
 pub(in crate::graph) fn unsqueeze(
@@ -69,9 +69,9 @@ pub(in crate::graph) fn unsqueeze(
     read: &[&[Size]],
 ) -> ShapeResult {
     let Op::Unsqueeze { dim } = view.node.op else { return same_as_input(sizes, view, read) };
-    let mut made = read[0].to_vec(); // small: sizes
-    made.insert(dimension(dim, made.len() + 1)?, ONE);
-    Ok(made)
+    let mut output = read[0].to_vec(); // small: sizes
+    output.insert(dimension(dim, output.len() + 1)?, ONE);
+    Ok(output)
 }
 
 pub(in crate::graph) fn permute(
@@ -92,10 +92,10 @@ pub(in crate::graph) fn slice(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]
     let &Op::Slice(Slice { dim, start, end, step }) = &view.node.op else {
         return same_as_input(sizes, view, read);
     };
-    let mut made = read[0].to_vec(); // small: sizes
-    require(!made.is_empty(), || "a scalar cannot be sliced".into())?;
-    let dim = dimension(dim, made.len())?;
-    made[dim] = match made[dim] {
+    let mut output = read[0].to_vec(); // small: sizes
+    require(!output.is_empty(), || "a scalar cannot be sliced".into())?;
+    let dim = dimension(dim, output.len())?;
+    output[dim] = match output[dim] {
         Size::Known(size) => {
             let inside =
                 |at: i64| if at < 0 { at + size as i64 } else { at }.clamp(0, size as i64) as usize;
@@ -104,14 +104,14 @@ pub(in crate::graph) fn slice(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]
         free if start == 0 && step == 1 && end == i64::from(i32::MAX) => free,
         _ => sizes.fresh(),
     };
-    Ok(made)
+    Ok(output)
 }
 
 pub(in crate::graph) fn expand(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let Op::Expand { shape } = &view.node.op else { return same_as_input(sizes, view, read) };
     let wrong = || format!("{:?} cannot be expanded to {shape:?}", read[0]);
     let more = shape.len().checked_sub(read[0].len()).ok_or_else(wrong)?;
-    let mut made = Vec::new();
+    let mut output = Vec::new();
     for (i, &want) in shape.iter().enumerate() {
         let have = i.checked_sub(more).map_or(Size::Known(1), |i| read[0][i]);
         let size = match (want, read.get(1).and_then(|like| like.first())) {
@@ -120,7 +120,7 @@ pub(in crate::graph) fn expand(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size
             (want, _) => Size::Known(usize::try_from(want).map_err(|_| wrong())?),
         };
         require(have.may_equal(size) || have.may_be(1), wrong)?;
-        made.push(size);
+        output.push(size);
     }
-    Ok(made)
+    Ok(output)
 }
