@@ -1,6 +1,6 @@
 //! Shape rules of operations that only move elements.
 
-use super::{ONE, ShapeResult, dimension, require, same_as_input};
+use super::{ONE, ShapeResult, dimension, known_sizes, require, same_as_input};
 use crate::graph::graph::NodeView;
 use crate::graph::op::{Op, Slice};
 use crate::graph::size::{Size, Sizes};
@@ -123,4 +123,111 @@ pub(in crate::graph) fn expand(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size
         output.push(size);
     }
     Ok(output)
+}
+
+pub(in crate::graph) fn flatten(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
+    let Op::Flatten { start, end } = &view.node.op else { return same_as_input(sizes, view, read) };
+    let x = read[0];
+    let (start, end) = (dimension(*start, x.len())?, dimension(*end, x.len())?);
+    require(start <= end, || format!("start {start} is after end {end}"))?;
+    if x.is_empty() {
+        return Ok(known_sizes(&[1]));
+    }
+    Ok([&x[..start], &[sizes.product(&x[start..=end])?], &x[end + 1..]].concat())
+}
+
+pub(in crate::graph) fn flatten_leading(
+    sizes: &Sizes,
+    _: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
+    let (&last, front) = read[0].split_last().ok_or("no dimensions")?;
+    require(!last.is(0), || format!("the shape {:?} has no last dimension to keep", read[0]))?;
+    Ok(vec![sizes.product(front)?, last]) // small: two sizes
+}
+
+pub(in crate::graph) fn reshape_like(
+    sizes: &Sizes,
+    _: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
+    let (y, x) = (read[0], read[1]);
+    let (&last, (_, front)) =
+        (y.last().ok_or("no dimensions")?, x.split_last().ok_or("no dimensions")?);
+    let output = [front, &[last]].concat();
+    require(sizes.product(&output)?.may_equal(sizes.product(y)?), || {
+        format!("{y:?} cannot become {output:?}")
+    })?;
+    Ok(output)
+}
+
+pub(in crate::graph) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+    let Op::Pad { pad, mode, .. } = &view.node.op else { return same_as_input(sizes, view, read) };
+    let mut output = read[0].to_vec(); // small: sizes
+    let (rank, dims) = (output.len(), pad.len() / 2);
+    require(pad.len().is_multiple_of(2), || {
+        format!("pad must have two numbers for every dimension, got {pad:?}")
+    })?;
+    require(dims <= rank, || format!("padding of {dims} dimensions, got the shape {output:?}"))?;
+    let limit = match mode.as_str() {
+        "constant" => None,
+        "reflect" => Some(1),
+        "replicate" | "circular" => Some(0),
+        other => return Err(format!("unknown mode of padding {other:?}")),
+    };
+    require(
+        limit.is_none() || (1..=3).contains(&dims) && (rank == dims + 1 || rank == dims + 2),
+        || format!("{mode} padding of {dims} of {rank} dimensions"),
+    )?;
+    for (i, pair) in pad.chunks_exact(2).enumerate() {
+        let from = &mut output[rank - 1 - i];
+        let Some(size) = from.known().map(|size| size as i64) else {
+            *from = sizes.plus(*from, pair[0] + pair[1])?;
+            continue;
+        };
+        let least = i64::from(mode != "constant");
+        let most = if mode == "replicate" { i64::MAX } else { size - limit.unwrap_or(0) };
+        require(limit.is_none() || size > 0 && pair.iter().all(|n| *n <= most), || {
+            format!("{mode} padding of {pair:?} on a dimension of {size}")
+        })?;
+        let padded = size + pair[0] + pair[1];
+        require(padded >= least, || {
+            format!("padding {pair:?} leaves nothing of a dimension of {size}")
+        })?;
+        *from = Size::Known(padded as usize);
+    }
+    Ok(output)
+}
+
+pub(in crate::graph) fn cat(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+    let Op::Cat { dim } = view.node.op else { return same_as_input(sizes, view, read) };
+    // PyTorch skips vectors without elements.
+    let parts: Vec<&[Size]> =
+        read.iter().copied().filter(|shape| **shape != [Size::Known(0)]).collect();
+    let Some(first) = parts.first() else { return same_as_input(sizes, view, read) };
+    require(!first.is_empty(), || {
+        "expected values with at least one dimension, got a scalar".into()
+    })?;
+    let dim = dimension(dim, first.len())?;
+    for part in &parts {
+        let fits = part.len() == first.len()
+            && (0..first.len()).all(|i| i == dim || part[i].may_equal(first[i]));
+        require(fits, || format!("the shapes {first:?} and {part:?} do not fit each other"))?;
+    }
+    let mut output = first.to_vec(); // small: sizes
+    for (i, size) in output.iter_mut().enumerate().filter(|(i, _)| *i != dim) {
+        // All are equal in every valid run, so use a known size if there is one.
+        *size =
+            parts.iter().map(|part| part[i]).find(|size| size.known().is_some()).unwrap_or(*size);
+    }
+    output[dim] = sizes.sum(&parts.iter().map(|part| part[dim]).collect::<Vec<_>>())?;
+    Ok(output)
+}
+
+pub(in crate::graph) fn constant(_: &Sizes, view: NodeView<'_>, _: &[&[Size]]) -> ShapeResult {
+    Ok(known_sizes(view.shape("value")?))
 }

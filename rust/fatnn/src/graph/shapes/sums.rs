@@ -1,12 +1,12 @@
 //! Shape rules of reductions, normalisations, softmax, attention and other products of values.
 
-use super::graph::NodeView;
-use super::op::{Norm, NormOver, Op};
-use super::shapes::{ShapeResult, broadcast_pair, dimension, require, same_as_input};
-use super::size::{Size, Sizes, may_equal};
+use super::{ShapeResult, broadcast_pair, dimension, require, same_as_input};
+use crate::graph::graph::NodeView;
+use crate::graph::op::{Norm, NormOver, Op};
+use crate::graph::size::{Size, Sizes, may_equal};
 use crate::memory;
 
-pub(super) fn reduce(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn reduce(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let Op::Reduce { dims, keepdim, .. } = &view.node.op else {
         return same_as_input(sizes, view, read);
     };
@@ -24,7 +24,7 @@ pub(super) fn reduce(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Sha
 }
 
 /// Normalisations keep the shape; their constants must fit the normalised elements.
-pub(super) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let Op::Norm(Norm { over, .. }) = &view.node.op else {
         return same_as_input(sizes, view, read);
     };
@@ -61,7 +61,11 @@ pub(super) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Shape
     same_as_input(sizes, view, read)
 }
 
-pub(super) fn softmax(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn softmax(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     if let Op::Softmax { dim, .. } = view.node.op {
         dimension(dim, read[0].len())?;
     }
@@ -76,13 +80,13 @@ fn matrix(shape: &[Size]) -> Result<(&[Size], [Size; 2]), String> {
     }
 }
 
-pub(super) fn matmul(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn matmul(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let ((front, [m, k]), (other, [rows, n])) = (matrix(read[0])?, matrix(read[1])?);
     require(k.may_equal(rows), || format!("{:?} and {:?} cannot be multiplied", read[0], read[1]))?;
     Ok([broadcast_pair(sizes, front, other)?.as_slice(), &[m, n]].concat())
 }
 
-pub(super) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let ((q, [l, d]), (k, [s, key])) = (matrix(read[0])?, matrix(read[1])?);
     let (v, [values, out]) = matrix(read[2])?;
     require(d.may_equal(key) && s.may_equal(values), || {
@@ -100,7 +104,11 @@ pub(super) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Sha
     Ok([front.as_slice(), &[l, out]].concat())
 }
 
-pub(super) fn multihead(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn multihead(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     let Op::Multihead { heads, batch_first } = view.node.op else {
         return same_as_input(sizes, view, read);
     };
@@ -127,19 +135,23 @@ pub(super) fn multihead(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> 
 }
 
 /// Embedding: every index becomes a row of the weight.
-pub(super) fn embedding(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn embedding(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let weight = view.shape("weight")?;
     let &[_, width] = weight else { return Err(format!("weight: unexpected shape {weight:?}")) };
     Ok([read[0], &[Size::Known(width)]].concat())
 }
 
 /// Broadcasts any number of shapes.
-pub(super) fn broadcast_all(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn broadcast_all(
+    sizes: &Sizes,
+    _: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     let first = read[0].to_vec(); // small: sizes
     read[1..].iter().try_fold(first, |output, shape| broadcast_pair(sizes, &output, shape))
 }
 
-pub(super) fn cumsum(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn cumsum(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     if let Op::Cumsum { dim } = view.node.op {
         dimension(dim, read[0].len())?;
     }

@@ -13,16 +13,16 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value as Json};
 
-use super::attrs::LIMIT;
-use super::file::Packed;
-use super::tensor::Tensor;
-use super::types;
+use super::read::Packed;
 use crate::dtype::{ActType, CodeType, TensorType, ValueType, WeightKind};
+use crate::graph::attrs::LIMIT;
+use crate::graph::tensor::Tensor;
+use crate::graph::types;
 
 pub(super) const VERSION: u64 = 1;
 
 /// Reads the two lists of packed tensors. Files without two-bit weights have no list `two_bit`.
-pub(super) fn packed(entry: &Json) -> Option<Packed> {
+pub(super) fn packed_tensors(entry: &Json) -> Option<Packed> {
     let mut packed = Packed::new();
     for (list, kind) in [("ternary", WeightKind::Ternary), ("two_bit", WeightKind::TwoBit)] {
         if kind == WeightKind::TwoBit && entry[list].is_null() {
@@ -55,7 +55,7 @@ pub(super) fn type_name(dtype: TensorType) -> &'static str {
 /// Converts a graph's text to the current version. Every code tensor gets the narrowest kind that
 /// holds its values.
 ///
-/// Text that is not a graph is returned unchanged; [`super::Graph::parse`] reports the error.
+/// Text that is not a graph is returned unchanged; [`crate::graph::Graph::parse`] reports the error.
 ///
 /// # Errors
 /// The node that is not valid in version 1, and why.

@@ -1,12 +1,13 @@
 //! Shape rules of operations that resize maps: interpolation, transposed convolution and
 //! depth-to-space. Also the type rule of depth-to-space on codes.
 
-use super::graph::NodeView;
-use super::op::Op;
-use super::shapes::{ShapeResult, bias, each_axis, require, same_as_input, spatial};
-use super::size::{Size, Sizes};
+use super::layers::bias;
+use super::{ShapeResult, each_axis, require, same_as_input, split_spatial};
 use crate::codec::CodesLayout;
 use crate::dtype::ValueType;
+use crate::graph::graph::NodeView;
+use crate::graph::op::Op;
+use crate::graph::size::{Size, Sizes};
 
 /// `size · factor + add`, always in the same normal form.
 fn scaled(sizes: &Sizes, size: Size, factor: usize, add: i64) -> Result<Size, String> {
@@ -28,7 +29,11 @@ fn scaled(sizes: &Sizes, size: Size, factor: usize, add: i64) -> Result<Size, St
     }
 }
 
-pub(super) fn interpolate(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn interpolate(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     let (Op::Interpolate(how) | Op::InterpolateCodes(how)) = &view.node.op else {
         return same_as_input(sizes, view, read);
     };
@@ -66,7 +71,11 @@ pub(super) fn interpolate(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -
     Ok([&x[..2], &map].concat())
 }
 
-pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn depth_to_space(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     let (Op::DepthToSpace(how) | Op::DepthToSpaceCodes(how)) = &view.node.op else {
         return same_as_input(sizes, view, read);
     };
@@ -88,13 +97,17 @@ pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
     Ok([&[x[0], channels], map.as_slice()].concat())
 }
 
-pub(super) fn conv_transpose(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn conv_transpose(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     let Op::ConvTranspose(conv) = &view.node.op else { return same_as_input(sizes, view, read) };
     let (weight, axes) = (view.shape("weight")?, conv.axes);
     require(weight.len() == 2 + axes && !weight.contains(&0), || {
         format!("weight: unexpected shape {weight:?}")
     })?;
-    let (front, map) = spatial(read[0], axes)?;
+    let (front, map) = split_spatial(read[0], axes)?;
     require(front.last().is_some_and(|size| size.may_be(weight[0])), || {
         format!("{} channels expected, got the shape {:?}", weight[0], read[0])
     })?;
@@ -119,7 +132,7 @@ pub(super) fn conv_transpose(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
 }
 
 /// Type of codes after depth-to-space. Every block must consist of whole channel groups.
-pub(super) fn depth_to_space_codes(
+pub(in crate::graph) fn depth_to_space_codes(
     view: NodeView<'_>,
     read: &[ValueType],
 ) -> Result<ValueType, String> {
