@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::graph::tensor::{Tensor, check_shape};
 use crate::memory;
 
-/// Reads a network that [`save`](super::save) wrote: its graph as JSON text and its tensors by name. A file of
-/// version 1 is converted to this version.
+/// Reads a network that [`save`](super::save) wrote: its graph as JSON text and its tensors by
+/// name. A file of version 1 is converted to this version.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is truncated, damaged, not a

@@ -55,7 +55,8 @@ pub(super) fn type_name(dtype: TensorType) -> &'static str {
 /// Converts a graph's text to the current version. Every code tensor gets the narrowest kind that
 /// holds its values.
 ///
-/// Text that is not a graph is returned unchanged; [`crate::graph::Graph::parse`] reports the error.
+/// Text that is not a graph is returned unchanged; [`crate::graph::Graph::parse`] reports the
+/// error.
 ///
 /// # Errors
 /// The node that is not valid in version 1, and why.
