@@ -339,7 +339,13 @@ const ROWS: &[OpInfo] = &[
     },
     OpInfo {
         name: "slice",
-        attrs: &[always("dim", Int), always("start", Int), always("end", Int), always("step", Int)],
+        attrs: &[
+            always("dim", Int),
+            always("start", Int),
+            always("end", Int),
+            always("step", Int),
+            optional("layout", Str),
+        ],
         build: |a| {
             let (dim, start, end) = (a.integer("dim")?, a.integer("start")?, a.integer("end")?);
             match a.number("step")? {
@@ -353,7 +359,7 @@ const ROWS: &[OpInfo] = &[
     OpInfo {
         name: "expand",
         inputs: (1, Some(2)),
-        attrs: &[always("shape", Ints)],
+        attrs: &[always("shape", Ints), optional("layout", Str)],
         build: |a| Ok(Op::Expand { shape: a.integers("shape")? }),
         shape: shapes::expand,
         ..MOVE
