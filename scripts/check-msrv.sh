@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks that the workspace compiles with the oldest Rust that Cargo.toml promises.
-# Needs rustup to get that compiler; where it cannot, says so and checks nothing.
+# Needs rustup to get that compiler. If that fails, the script says so and checks nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)

@@ -289,7 +289,7 @@ class TwoConvs(nn.Module):
 
 
 def chain_like(*between: nn.Module, kernel: int = 3) -> nn.Module:
-    """Two convolutions, 3 to 8 and 8 to 4 channels, with ``between`` between them."""
+    """Return two convolutions, 3 to 8 and 8 to 4 channels, with ``between`` in the middle."""
     return nn.Sequential(
         nn.Conv2d(3, 8, kernel, padding=1, bias=False), *between, nn.Conv2d(8, 4, 3, padding=1)
     )

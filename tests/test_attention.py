@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention with quantized projections: what torch computes, under the same keys."""
+"""nn.MultiheadAttention with quantized projections: same results and keys as torch's."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_branch_on_grad_mode_is_refused() -> None:
     def records(m: Any, x: Tensor) -> Tensor:
         return m.d(m.c(x * 2 if torch.is_grad_enabled() else x))
 
-    with pytest.raises(ConversionError, match=r"where gradients are recorded"):
+    with pytest.raises(ConversionError, match=r"when gradients are recorded"):
         convert(ready(TwoLayers(records), X), X)
 
 

@@ -1,4 +1,4 @@
-"""What a conversion costs and shows: memory that it shares and frees, edited graphs, progress."""
+"""Costs of a conversion: shared and freed memory, edited graphs; its progress output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nets import ready
 
 
 class Cut(nn.Module):
-    """Several segments, whose borders are LayerNorm and GELU."""
+    """Several segments, separated by LayerNorm and GELU."""
 
     def __init__(self) -> None:
         super().__init__()

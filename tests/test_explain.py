@@ -1,4 +1,4 @@
-"""``explain``: what a float model would become, without a trace left on it."""
+"""``explain``: what a float model would become; the model itself does not change."""
 
 from __future__ import annotations
 

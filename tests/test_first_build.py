@@ -1,4 +1,4 @@
-"""Peers that end their process: named in the report, without taking it with them."""
+"""Peers that crash: the report names them, and the benchmark goes on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo import ZOO, measure, report
 
 FILES = ("onnxruntime", "openvino", "onnxruntime-int8")
 
-#: What a stand-in for a runtime's package does when it is imported.
+#: Statements of a fake runtime package, which run when it is imported.
 ENDS = {
     "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": "signal SIGSEGV",
     "import os; os._exit(3)": "exit code 3",

@@ -169,7 +169,7 @@ def test_attention_never_calls_its_projection() -> None:
         calibrate(nn.Sequential(attention), TOKENS)
     layer = encoder_layer()
     layer.self_attn.out_proj = nn.Linear(16, 16)  # type: ignore[assignment]
-    prepare(layer, ALL, TOKENS)  # which makes it an attention that calls it
+    prepare(layer, ALL, TOKENS)  # prepare changes the attention to a class that calls it
     assert type(layer.self_attn.out_proj) is TernaryLinear
     again = encoder_layer()
     again.self_attn.out_proj = nn.Linear(16, 16)  # type: ignore[assignment]
@@ -209,7 +209,9 @@ def test_layers_that_are_never_called_or_read_elsewhere_are_named() -> None:
     with pytest.warns(PrepareWarning) as caught:
         model = prepare(Reader(), example_inputs=X)
     (message,) = (str(one.message) for one in caught)
-    assert isinstance(model.read, TernaryLinear)  # whose calls the model's products have become
+    assert isinstance(
+        model.read, TernaryLinear
+    )  # prepare turns the model's products into calls of them
     assert "'unused' (never called in eval mode)" in message
     assert "'both' (Tensor.T uses its float weight" in message
     assert "skip=(" in message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 import ladder.__main__
 from fatnn_rs import ConfigError, FormatError, _core, machine
-from ladder import NETWORKS, RUNGS, SHAPES, LadderNetwork, LayerShape, command, plan
+from ladder import NETWORKS, RUNGS, SHAPES, LadderNetwork, LayerShape, command, plan, plots
 from ladder.collect import figure, inside_network
 from ladder.compare import compare
 from ladder.plan import BenchCase, LadderOptions
@@ -57,7 +58,7 @@ def _test_shape_and_network() -> Iterator[None]:
 
 
 class InterruptedLadder:
-    """A ladder that was interrupted after its first case and resumed, with all it wrote."""
+    """A ladder that was interrupted after its first case and resumed, and its files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.measured = folder, list[BenchCase]()
@@ -225,6 +226,19 @@ def test_report_json_and_plots_are_written(finished: InterruptedLadder) -> None:
         assert part in text, part
 
 
+def test_compact_results_draw_the_same_plots(finished: InterruptedLadder, tmp_path: Path) -> None:
+    path = Path(__file__).parent.parent / "scripts" / "compact_results.py"
+    compact = runpy.run_path(str(path))
+    kept = compact["plotted"](finished.results)
+    assert len(kept["cases"]) < len(finished.results["cases"])
+    assert compact["plotted"](kept) == kept
+    first = plots.draw(finished.results, tmp_path / "all")
+    second = plots.draw(kept, tmp_path / "kept")
+    assert len(first) == 2
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
 def test_failing_case_is_named_and_the_others_are_measured(
     finished: InterruptedLadder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,7 +255,7 @@ def test_failing_case_is_named_and_the_others_are_measured(
     )
 
 
-def test_compare_reports_figures_outside_the_spread(
+def test_compare_reports_figures_outside_the_noise(
     finished: InterruptedLadder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = copy.deepcopy(finished.results)

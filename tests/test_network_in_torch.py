@@ -101,10 +101,9 @@ def test_exported_programs_hold_the_network(strict: bool, tmp_path: Path) -> Non
     torch.export.save(program, tmp_path / "net.pt2")
     torch.save((x, net(x)["logits"]), tmp_path / "values.pt")
     script = (
-        "import sys, torch, fatnn_rs.convert\n"
-        "x, logits = torch.load(sys.argv[2])\n"
-        "program = torch.export.load(sys.argv[1])\n"
-        "assert torch.equal(program.module()(x)['logits'], logits)\n"
+        "import sys, torch, fatnn_rs.convert\nx, logits = torch.load(sys.argv[2])\nprogram = "
+        "torch.export.load(sys.argv[1])\nassert torch.equal(program.module()(x)['logits'], "
+        "logits)\n"
     )
     arguments = [str(tmp_path / name) for name in ("net.pt2", "values.pt")]
     subprocess.run([sys.executable, "-W", "ignore", "-c", script, *arguments], check=True)

@@ -20,7 +20,7 @@ ALLOWED = {
     ("convert/lower/reductions.py", "_BY_NAME"),  # names of methods
     ("convert/lower/rearrange.py", "METHODS"),  # rows of the lowering, by methods of tensors
     ("convert/lower/functions.py", "_OPERATORS"),  # names of Python's operators
-    ("convert/capture.py", "_IN_PLACE"),
+    ("convert/capture_fx.py", "_IN_PLACE"),
     ("convert/lower/masks.py", "_COMPARISONS"),  # rows of the lowering, by names of methods
     ("convert/torch_ops/__init__.py", "_EVERYWHERE"),  # a property of torch's loops
     ("convert/torch_ops/floats.py", "_UNCHANGED"),  # names of torch's functions

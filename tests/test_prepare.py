@@ -147,7 +147,7 @@ def test_shared_modules_and_residuals() -> None:
     model = prepare(Shared(), example_inputs=batch())
     assert isinstance(model.conv, TernaryConv2d)
     assert model.conv is model.again
-    assert model.conv.scale is not None  # one of its two uses has no BatchNorm behind it
+    assert model.conv.scale is not None  # one of its two uses has no BatchNorm after it
 
 
 def test_subclasses_and_the_projections_of_attention_are_swapped() -> None:
@@ -170,7 +170,7 @@ def test_hooks_survive() -> None:
         lambda module, args, output: seen.append(type(module).__name__)
     )
     prepare(model, example_inputs=batch())
-    assert seen == ["Conv2d", "TernaryConv2d"]  # in the copy that is watched, and in the model
+    assert seen == ["Conv2d", "TernaryConv2d"]  # in the copy that prepare runs, and in the model
 
 
 @pytest.mark.parametrize(
@@ -299,20 +299,18 @@ def test_ternary_mlp() -> None:
 
 def test_import_needs_no_torch() -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; import fatnn_rs\n"
-        "fatnn_rs.TernaryConfig()\n"
-        "try:\n    fatnn_rs.prepare\n"
-        "except ImportError as error:\n    assert 'pip install torch' in str(error), error\n"
-        "else:\n    raise SystemExit('no error')\n"
+        "import sys; sys.modules['torch'] = None; import "
+        "fatnn_rs\nfatnn_rs.TernaryConfig()\ntry:\n    fatnn_rs.prepare\nexcept ImportError as "
+        "error:\n    assert 'pip install torch' in str(error), error\nelse:\n    raise "
+        "SystemExit('no error')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_public_names_resolve_and_functions_are_not_hidden_by_modules() -> None:
     code = (
-        "from fatnn_rs.prepare import param_groups\nimport fatnn_rs\n"
-        "assert callable(fatnn_rs.prepare)\n"
-        "assert all(hasattr(fatnn_rs, n) for n in fatnn_rs.__all__)\n"
+        "from fatnn_rs.prepare import param_groups\nimport fatnn_rs\nassert "
+        "callable(fatnn_rs.prepare)\nassert all(hasattr(fatnn_rs, n) for n in fatnn_rs.__all__)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert "prepare" in dir(fatnn_rs)

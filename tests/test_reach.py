@@ -29,7 +29,7 @@ def same_padding(stride: int = 1) -> nn.Module:
 
 
 class Gain(nn.Linear):
-    """A weight that its own forward computes, and something after the product."""
+    """Its own forward computes the weight, and changes the product."""
 
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__(inner, outer)
@@ -161,7 +161,7 @@ def test_products_with_a_layers_weight_are_the_layers(config: TernaryConfig) -> 
     model = whole(Functional(), torch.randn(2, 3, 8, 8), config)
     assert names(model) == {"conv", "strided", "own", "none", "new"}
     assert all(m.act_quant.initialized for m in model.modules() if isinstance(m, QuantizedLayer))
-    without = prepare(Functional(), config)  # found by its code alone
+    without = prepare(Functional(), config)  # found only by its code
     without(torch.randn(2, 3, 8, 8))
     assert all(m.act_quant.initialized for m in without.modules() if isinstance(m, QuantizedLayer))
     x = torch.randn(2, 3, 8, 8)
@@ -199,7 +199,7 @@ def test_layers_in_plain_containers(config: TernaryConfig) -> None:
     listed = {row.name for row in summary(model).rows}
     assert {"hidden[0]", "hidden[1][0]", "named[a/b].0", "unseen"} <= listed
     model.train()(x).sum().backward()
-    model.eval()  # which does not reach the layers that torch does not know
+    model.eval()  # torch does not know these layers
     assert verify(model, convert(model, x), x).identical
 
 
@@ -239,12 +239,12 @@ def test_lazy_layers_get_their_shapes_from_the_example() -> None:
     assert type(model[0]) is nn.LazyConv2d
     assert nn.parameter.is_lazy(model[0].weight)
     assert model[0].weight is next(iter(model.parameters()))
-    prepare(model, ALL, x)  # as if nothing had happened
+    prepare(model, ALL, x)  # the model is unchanged
     assert type(model[4]) is TernaryLinear
 
 
 class Runs:
-    """Counts; copies of a model share it."""
+    """A counter that copies of a model share."""
 
     number = 0
 

@@ -1,4 +1,4 @@
-"""What a report says of a network: shares of all MACs, cuts, reasons, profiles; and progress."""
+"""Reports: shares of MACs, gaps between segments, reasons, profiles; progress output."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_share_of_a_gru_is_that_of_all_products(
 
 
 class Mixed(nn.Module):
-    """Products of every kind that is no convolution or linear layer."""
+    """Every kind of product that is not a convolution or linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def test_products_of_every_kind_are_counted(float_layers: str) -> None:
     assert report.macs_total == sum(by_op.values())
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch runs it another way
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch uses another path for it
 @pytest.mark.parametrize(
     "module",
     [
@@ -137,7 +137,7 @@ def test_torchs_fused_kernels_are_counted() -> None:
 
 
 class Cut(nn.Module):
-    """Segments with known operations between them."""
+    """Several segments with operations between them that torch runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def test_what_cuts_a_network_is_counted_by_gap() -> None:
     x = torch.randn(4, 8)
     model = ready(Cut(), x)
     report = fatnn.convert(model, x).report
-    # Layers 0 and 1 run together; behind each of the three norms a segment begins.
+    # Layers 0 and 1 run together; after each of the three norms a segment begins.
     assert report.segments == 4
     assert report.cuts == {"layer_norm": 3, "gelu": 3, "Tensor.cumsum": 1}
     assert (
@@ -279,7 +279,7 @@ def test_reports_with_and_without_torch_count_alike(tmp_path: Path) -> None:
 
 
 class _Clock(Timer):
-    """Takes the times that it is given."""
+    """A timer that returns given times."""
 
     def __init__(self, here: dict[str, float], there: dict[str, float]) -> None:
         self.here, self.there, self.ran = here, there, 0

@@ -22,7 +22,7 @@ from nets import exact, ops_of, ready
 
 
 class Between(nn.Module):
-    """Ternary convolutions, and what is tried between them."""
+    """Ternary convolutions with the tested operation between them."""
 
     def __init__(self, call: Any, dims: int, channels: int = 16, out: int = 16) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def like_each(m: Any, y: Tensor, x: Tensor) -> Tensor:
 
 
 EXACT, SUM = True, False
-#: Operation, whether it has torch's bits always, spatial axes, the call, channels after it.
+#: Operation, whether it always has torch's bits, spatial axes, the call, channels after it.
 CASES: list[tuple[str, bool, int, Any, int]] = [
     ("interpolate_nearest", EXACT, 2, nn.Upsample(scale_factor=2), 16),
     ("interpolate_nearest", EXACT, 2, nn.UpsamplingNearest2d(size=(11, 4)), 16),
@@ -120,7 +120,7 @@ for i in range(int(sys.argv[2])):
 
 
 def everywhere(folder: Path, count: int) -> list[list[np.ndarray[Any, Any]]]:
-    """Run files without torch: per instruction set and number of threads, per file."""
+    """Run files without torch, with every instruction set and several numbers of threads."""
     found = []
     for isa, threads in (("scalar", "1"), ("avx2", "1"), ("", "1"), ("", "3")):
         env = {**os.environ, "FATNN_NUM_THREADS": threads, **({"FATNN_ISA": isa} if isa else {})}
@@ -158,13 +158,13 @@ def test_torch_bits_by_default_and_files_close_to_it_on_every_instruction_set(
         if always:
             for result in results:
                 np.testing.assert_array_equal(result, wanted[i], err_msg=op)
-        # The next layer quantizes: sums that are off by a last place may be another code.
+        # The next layer quantizes, so a sum that differs in the last place may have another code.
         close = [np.isclose(result, wanted[i], rtol=2e-5, atol=2e-5).mean() for result in results]
         assert min(close) > 0.97, (op, close)
 
 
 class Float(nn.Module):
-    """One float operation after a ternary layer, as the network's result."""
+    """One float operation after a ternary layer; its result is the output."""
 
     def __init__(self, dims: int, channels: int, call: Any) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Float(nn.Module):
 
 
 def numpy_run(model: nn.Module, x: Tensor, path: Path) -> tuple[Tensor, Tensor]:
-    """Return what the engine makes of a model without torch, and the model's result."""
+    """Return the engine's outputs without torch, and the model's outputs."""
     net = exact(ready(model, x), x)
     fatnn.save(net, path)
     return torch.from_numpy(fatnn.load_numpy(path)(x.numpy())), model(x).detach()
@@ -196,8 +196,8 @@ def test_linear_interpolation_is_within_the_rounding_of_its_weights(
     x = torch.randn(1, 3, *shape)
     model = Float(dims, draw(st.sampled_from([1, 3, 8])), call)
     made, wanted = numpy_run(model, x, tmp_path_factory.mktemp("linear") / "net")
-    # Places between pixels are float32 numbers up to the map's size: a weight is off by their last
-    # place, once for each rounding.
+    # Positions between pixels are float32 numbers up to the map's size. Each rounding of a position
+    # changes a weight by at most its last place.
     most = model.first(x).detach().abs().max()
     bound = most * 2.0**-22 * (4 + sum(shape))
     assert float((made - wanted).abs().max()) <= float(bound)
@@ -214,7 +214,7 @@ def test_transposed_float_convolutions_without_torch(
     try:
         if not model(x).numel():
             return
-    except RuntimeError:  # nothing is left of the map
+    except RuntimeError:  # the result is empty
         return
     config = {"skip": ("0.call",)}
     net = exact(ready(model, x, **config), x)
@@ -266,7 +266,7 @@ def test_quantized_transposed_convolutions_are_exact(data: st.DataObject) -> Non
     try:
         if not all(model(x).numel() for x in inputs):
             return
-    except RuntimeError:  # nothing is left of the map
+    except RuntimeError:  # the result is empty
         return
     config = {
         "weight": draw(st.sampled_from(["fatnn", "twn", "lsq", "binary"])),
@@ -297,7 +297,7 @@ def test_thresholds_hold_what_follows_a_transposed_layer_and_a_nearest_interpola
         "interpolate_nearest_codes",
         "conv_float",
     ]
-    # Its own products, not those with taps that a phase lacks.
+    # MACs of the layer itself, without the zero taps of the ordinary convolution.
     row = next(row for row in net.report.rows if row.name == "2" and row.op == "conv_codes")
     assert row.macs == 6 * 5 * 16 * 32 * 4 * 4
     rows = {row.name: row.macs for row in fatnn.summary(model, x).rows}
@@ -340,7 +340,7 @@ def test_sizes_of_other_tensors_follow_them_in_every_run() -> None:
     net = exact(ready(Skip(), x), x, (torch.randn(2, 3, 33, 16), torch.randn(1, 3, 5, 6)))
     assert net.graph.node("x").attrs["fixed"] == []
     taken = [node.inputs[1] for node in net.graph.nodes if node.op == "interpolate_nearest"]
-    # Not the layer's own sum, which would have a second reader.
+    # Another value: the layer's own sum would have a second reader.
     assert taken == [name for name in taken if name != "side"]
 
 

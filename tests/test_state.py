@@ -117,7 +117,9 @@ def test_quantizer_state_lives_in_float_buffers() -> None:
         for one, other in zip(
             target.state_dict().values(), source.state_dict().values(), strict=True
         ):
-            one.data.copy_(other)  # through .data, as some averages do: no version counter changes
+            one.data.copy_(
+                other
+            )  # through .data, as some averaging code does: the version counter does not change
         assert torch.equal(target(X), source(X))
     other = prepare(net(1), config).eval()
     assert torch.equal(torch.func.functional_call(other, dict(half.state_dict()), (X,)), half(X))
@@ -294,7 +296,7 @@ def test_uninitialised_quantizer_takes_only_zeros_in_eval_mode() -> None:
         1,
         1,
         1,
-    ]  # so training can move the inputs of the layer away from zero
+    ]  # the gradient can move the layer's inputs away from zero
 
 
 def test_uninitialised_layers_are_refused_only_if_they_run() -> None:

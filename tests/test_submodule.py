@@ -1,4 +1,4 @@
-"""``convert_submodule``: a network in the place of a part of a model."""
+"""``convert_submodule``: a network replaces a part of a model."""
 
 from __future__ import annotations
 

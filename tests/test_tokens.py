@@ -48,7 +48,7 @@ def whole(net) -> bool:
     return len(net.segments) == 1 and len(net._parts) == 1
 
 
-#: What functions of ids and masks do: name → function and inputs.
+#: Functions of ids and masks: name → function and inputs.
 FUNCTIONS = {
     "embedding": (lambda m, x: functional.embedding(x, m.table), (IDS,)),
     "int32 ids": (lambda m, x: functional.embedding(x, m.table), (IDS.int(),)),

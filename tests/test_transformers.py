@@ -147,7 +147,7 @@ def test_a_transformer_runs_without_torch(name, tmp_path):
         arrays = [x[:batch].numpy() for x in inputs]
         found = tensors(network(*arrays))
         for a, b in zip(tensors(expected), found, strict=True):
-            # Codes of a value next to a threshold may differ where float sums round otherwise.
+            # Codes of a value next to a threshold may differ if float sums round differently.
             difference = np.abs(a[:batch].numpy() - b)
             assert np.median(difference) < 1e-5
 

@@ -55,8 +55,8 @@ def test_wrong_threshold_is_found(resnet: nn.Module) -> None:
         resnet, damaged(convert(resnet, IMAGES), "layers.0.conv1", "thresholds", 1), IMAGES
     )
     by_layer = {row.layer: row.different for row in report.rows}
-    assert by_layer["layers.0.conv1"] == 0  # it reads the right codes
-    assert by_layer["layers.0.conv2"] > 0  # and makes wrong ones
+    assert by_layer["layers.0.conv1"] == 0  # its inputs are right
+    assert by_layer["layers.0.conv2"] > 0  # its results are wrong
     assert report.codes_different >= by_layer["layers.0.conv2"]
     assert not report.identical
 

@@ -2,7 +2,7 @@
 
 Run it from a checkout: ``make ladder``, or ``PYTHONPATH=benches python -m ladder --help``.
 ``docs/ladder.md`` explains the method and the columns. A rung is one precision on one kernel family
-(:mod:`.rungs`). :mod:`.plan` combines rungs with layers and networks (:mod:`.shapes`) to cases.
+(:mod:`.rungs`). :mod:`.plan` lists the cases: layers and networks (:mod:`.shapes`) to measure.
 :mod:`.command` runs each case in its own process (:mod:`.worker`), which times a layer
 (:mod:`.layers`) or a network (:mod:`.networks`). :mod:`.collect` turns seconds into figures;
 :mod:`.report` and :mod:`.plots` show them. :mod:`.compare` compares two finished ladders.

@@ -1,4 +1,4 @@
-"""What layers and networks share: collect the calls of a case, then time them."""
+"""Collect the calls of a case and time them, for layers and for networks."""
 
 from __future__ import annotations
 

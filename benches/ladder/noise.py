@@ -1,8 +1,9 @@
 """The noise of figures: how far they may be from those of another run of the ladder.
 
 A case has too few processes to estimate its noise, but all cases together have enough. The noise of
-a kind of figures is the 95th percentile of their changes between two processes. A kind is: times or
-ratios, of layers or networks, with the same threads. No printed range is narrower than that.
+a kind of figures is the 95th percentile of their changes between two processes. Figures are of one
+kind if they are all times or all ratios, of layers or of networks, with the same number of threads.
+No printed range is narrower than that.
 """
 
 from __future__ import annotations

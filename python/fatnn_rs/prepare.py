@@ -19,9 +19,9 @@ from fatnn_rs.nn.fused import use_layers
 from fatnn_rs.nn.notes import short_list, write_notes
 from fatnn_rs.swap.candidates import find_candidates, refuse_models
 from fatnn_rs.swap.choose import choose
-from fatnn_rs.swap.look import Run, look, run_float
-from fatnn_rs.swap.place import place
-from fatnn_rs.swap.unchanged import all_or_nothing, same_random_numbers
+from fatnn_rs.swap.execution_order import FloatRun, find_execution_order, run_float
+from fatnn_rs.swap.replace_layers import replace_layers
+from fatnn_rs.swap.rollback import preserve_rng_state, restore_on_error
 from fatnn_rs.threads import one_thread
 
 __all__ = ["param_groups", "prepare"]
@@ -98,20 +98,25 @@ def prepare(
     if not isinstance(config, TernaryConfig):
         raise ConfigError(f"config must be a TernaryConfig, got {type(config).__name__}")
     refuse_models(model)
-    with same_random_numbers(), all_or_nothing(model) as undo:
+    with preserve_rng_state(), restore_on_error(model) as undo:
         if example_inputs is not None:
             _materialize(model, example_inputs)
         candidates = find_candidates(model, config)
-        run: Run | None = None
+        run: FloatRun | None = None
         if example_inputs is not None:
             run = run_float(model, candidates.found, example_inputs)
             _leave_used(candidates.found, candidates.left, run)
-        plan = choose(config, candidates.found, candidates.left, look(model, candidates.found, run))
+        plan = choose(
+            config,
+            candidates.found,
+            candidates.left,
+            find_execution_order(model, candidates.found, run),
+        )
         for name in plan.chosen:
             if changed := replaced_methods(candidates.found[name].module):
                 raise ConfigError(f"layer {name!r}: {why_replaced(changed)}")
         with one_thread():
-            undo[:0] = place(model, config, candidates, plan, run)
+            undo[:0] = replace_layers(model, config, candidates, plan, run)
         use_layers(model)
         problems = {} if example_inputs is None else calibrate_layers(model, example_inputs)
         unasked = {
@@ -138,7 +143,7 @@ def _materialize(model: nn.Module, inputs: Any) -> None:
             module.training = mode
 
 
-def _leave_used(found: dict[str, Any], left: dict[str, str], run: Run) -> None:
+def _leave_used(found: dict[str, Any], left: dict[str, str], run: FloatRun) -> None:
     """Leave layers float that are never called, but whose weights the model uses."""
     for name, function in run.used.items():
         if name not in run.order and name not in run.read_by:

@@ -83,7 +83,7 @@ class ReportRow:
     packed_bytes
         Bytes of its ternary, two-bit or int8 weights in a file.
     note
-        What was fused into it, or why it runs where it does.
+        What was fused into it, or why torch or the engine runs it.
     rule
         Key of :data:`RULES` if the node runs in torch, else empty.
     reason

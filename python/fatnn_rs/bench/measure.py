@@ -54,9 +54,9 @@ def bench(
 ) -> BenchReport:
     """Time a converted network, and its float model in other runtimes, on this machine.
 
-    All runtimes are built first and stay in memory; those that read a file are built in a child
-    process before, so that one that crashes is only named. Then they run in turns; figures are
-    medians over the rounds (see :mod:`fatnn_rs.bench.timing`). Before timing, every runtime's
+    All runtimes are built first and stay in memory. Those that read a file are first built in a
+    child process, so that a crash is only reported. Then all run in turns; figures are medians over
+    the rounds (see :mod:`fatnn_rs.bench.timing`). Before timing, every runtime's
     output is compared with the float model's. The network's nodes are timed separately.
 
     Parameters

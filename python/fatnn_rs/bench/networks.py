@@ -170,9 +170,9 @@ def randomised(name: str, network: NetworkSpec, size: int) -> FloatNetwork:
     Parameters
     ----------
     name
-        What it is called.
+        Name of the network, for messages.
     network
-        Any, not only a row of :data:`NETWORKS`.
+        A row of :data:`NETWORKS`, or any other.
     size
         Height and width of the images.
     """
@@ -230,8 +230,8 @@ def build_and_convert(name: str, size: int | None = None, ends: str = "float") -
         torchvision is missing.
     """
     built = build_float(name, size)
-    # The faster choice: torch's float convolutions are faster than ours, and a network without
-    # them runs in one call.
+    # The faster choice: torch's float convolutions are faster than ours, but a network without
+    # float convolutions runs in one call with "rust".
     float_layers = "torch" if ends == "float" else "rust"
     net, codes = convert_and_verify(
         built, fatnn_rs.TernaryConfig(first=ends, last=ends), float_layers

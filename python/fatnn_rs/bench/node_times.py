@@ -23,7 +23,7 @@ class LayerRow:
     name
         Name of the node's layer, or of the node if it has none.
     op, runs
-        Operation, and where it runs, as in the network's report.
+        Operation, and what runs it, as in the network's report.
     macs
         Multiply-accumulates for these inputs; 0 if it is no convolution or linear layer.
     milliseconds

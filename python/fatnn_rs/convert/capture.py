@@ -125,7 +125,7 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
     Raises
     ------
     ConversionError
-        If the model fails, or if its outputs depend on earlier calls or on chance.
+        If the model fails, or if its outputs depend on earlier calls or random numbers.
     """
     run = replica(model)
     try:
@@ -185,7 +185,7 @@ def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) 
     Returns
     -------
     bool
-        Whether the model asks for memory formats.
+        Whether the model reads memory formats.
 
     Raises
     ------
@@ -215,24 +215,24 @@ def _check_grad_mode(model: nn.Module, arguments: tuple[Any, ...], expected: Any
     try:
         with torch.enable_grad():
             other = _without_saved(model, arguments)
-    except Exception:  # an in-place write, say, that autograd refuses
+    except Exception:  # autograd refuses some in-place writes
         return
     detached = fill(plain(other), lambda v: v.detach() if isinstance(v, Tensor) else v)
     if problem := same_values(list(leaves(detached)), list(leaves(plain(expected))), 0.05):
         raise ConversionError(
-            f"{type(model).__name__} gives another result where gradients are recorded "
+            f"{type(model).__name__} gives another result when gradients are recorded "
             f"({problem}), and a converted network does not record any; let forward not branch on "
             "torch.is_grad_enabled() or requires_grad"
         )
 
 
 def _without_saved(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
-    """Run a model without keeping activations for a backward pass that does not come."""
+    """Run a model without keeping activations, because no backward pass follows."""
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda saved: None, _refuse_backward)
     try:
         with hooks:
             return replica(model)(*copies(arguments))
-    except Exception:  # it takes a gradient itself, say
+    except Exception:  # the model may compute gradients itself
         return replica(model)(*copies(arguments))
 
 

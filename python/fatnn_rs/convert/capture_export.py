@@ -1,11 +1,12 @@
 """Capture by ``torch.export``, for models whose Python branches on shapes or values.
 
-Export turns everything into aten operations, and quantized layers would dissolve with it. So, in a
-copy of the model, the layers that the conversion knows as wholes are replaced by a marker whose
-forward calls one custom op, ``fatnn_rs::module_call(x, name)``; its fake kernel knows the layer's
-output shape, its real kernel calls the layer. Branches on sizes are decided as the example decides
-them, so only the batch size stays free, in the range in which export found that they are decided in
-the same way, and every call is held to that range.
+Export decomposes modules into aten operations, but the conversion needs whole layers. So a copy of
+the model has a marker in the place of each known layer. A marker's forward calls one custom op,
+``fatnn_rs::module_call(x, name)``: its fake kernel returns the layer's output shape, its real
+kernel calls the layer.
+
+Branches on sizes are decided by the example. Only the batch size stays free, in the range for which
+the branches go the same way. The network refuses other batch sizes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from fatnn_rs.replica import replica
 
 __all__ = ["by_export"]
 
-#: The modules behind the markers of the capture that is running.
+#: Name → the layer that a marker replaces, during a capture.
 _MARKED: dict[str, nn.Module] = {}
 
 LIBRARY.define(
@@ -75,7 +76,7 @@ def _linear_like_shape(layer: Any, x: Tensor) -> Tensor:
 
 
 def _own_shape(layer: Any, x: Tensor) -> Tensor:
-    """Shape of what a layer's own forward returns: it runs in float, on tensors without values."""
+    """Return the shape of what a layer's own forward returns, by running it on fake tensors."""
     tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
     fakes = {name: x.new_empty(t.shape, dtype=t.dtype) for name, t in tensors.items()}
     with torch.no_grad():
@@ -103,7 +104,7 @@ def _same_shape(layer: Any, x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-#: Layers kept whole: class → shape of the result. Others dissolve into aten operations.
+#: Layers kept as one call: class → shape of the result. Export decomposes all others.
 _SHAPES: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
     nn.Conv1d: _conv_shape(functional.conv1d),
     nn.Conv2d: _conv_shape(functional.conv2d),
@@ -136,8 +137,7 @@ torch.library.register_fake("fatnn_rs::module_call", _module_call_fake, lib=LIBR
 
 LIBRARY.define(
     "attention_call(Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, Tensor? "
-    "attn_mask, "
-    "bool need_weights, bool is_causal, str name) -> (Tensor, Tensor)",
+    "attn_mask, bool need_weights, bool is_causal, str name) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -184,16 +184,16 @@ torch.library.register_fake("fatnn_rs::attention_call", _attention_call_fake, li
 
 
 def _is_attention(module: nn.Module) -> bool:
-    """Whether a module is torch's attention, whose fused path export would not take."""
+    """Whether a module is torch's attention: export would not take its fused path."""
     return type(module) is nn.MultiheadAttention and not any(
         isinstance(child, QuantizedLayer) for child in module.modules()
     )
 
 
 class _Marker(nn.Module):
-    """Stands for a layer while its model is exported.
+    """Replaces a layer while its model is exported.
 
-    Whoever reads the layer's weight, its dtype or its sizes finds them here.
+    It has the layer's attributes, because other modules may read its weight, dtype or sizes.
     """
 
     def __init__(self, name: str, layer: nn.Module) -> None:
@@ -213,7 +213,7 @@ class _Marker(nn.Module):
 
 
 class _AttentionMarker(_Marker):
-    """Likewise, for torch's attention."""
+    """Replaces torch's attention while its model is exported."""
 
     def forward(  # type: ignore[override]
         self,
@@ -245,7 +245,7 @@ def _marker(name: str, module: nn.Module) -> _Marker:
 
 @contextmanager
 def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]]:
-    """Copy the model with markers for layers that stay whole; return these modules too."""
+    """Copy a model with markers in the place of known layers; also return the modules by name."""
     whole = replica(model)
     register_contained(whole)
     modules = dict(whole.named_modules())
@@ -268,9 +268,9 @@ def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]
 def _export(
     model: nn.Module, arguments: tuple[Any, ...], dynamic: bool
 ) -> tuple[fx.GraphModule, Callable[..., Any], bool]:
-    """Export; return the guards on sizes too, and whether they are only bounds.
+    """Export a model; also return its guards on sizes, and whether all of them are bounds.
 
-    With ``dynamic``, the first dimension of every tensor stays open where the model allows it.
+    With ``dynamic``, the first dimension of every tensor stays free if the model allows it.
     """
     shapes = None
     if dynamic:
@@ -290,26 +290,26 @@ def _export(
     return exported, (lambda *values: None) if guards is None else guards, bounds
 
 
-#: Batch sizes that are tried against export's guards, beside the example's.
+#: Number of batch sizes that are tried against export's guards.
 _TRIED = 130
 
 
-#: A guard that bounds a size, in the words of export.
+#: Pattern of export's guards that only bound a size.
 _BOUND = r"L\[.*\]\.size\(\)\[\d+\] (<=|<|>=|>) \d+|\d+ (<=|<|>=|>) L\[.*\]\.size\(\)\[\d+\]"
 
 
 def _batch_range(
     check: Callable[..., Any], arguments: tuple[Any, ...], bounds: bool
 ) -> SizeRange | None:
-    """Find the batch sizes that pass the guards; None if no range and factor describe them.
+    """Find the batch sizes that pass the guards; None if they are no range of multiples.
 
-    Sizes that were not tried are in the range only where all guards are bounds.
+    The range includes sizes that were not tried only if all guards are bounds.
     """
     sizes = {value.shape[0] for value in arguments if isinstance(value, Tensor) and value.dim()}
     if len(sizes) != 1:
         return None
     example = sizes.pop()
-    # Tensors of any batch size, without the memory.
+    # Samples that ``expand`` to any batch size without using memory.
     ones = [v[:1] if isinstance(v, Tensor) and v.dim() else v for v in arguments]
 
     def passes(batch: int) -> bool:
@@ -320,7 +320,7 @@ def _batch_range(
                     for v in ones
                 )
             )
-        except Exception:  # guards raise AssertionError, and whatever their expressions do
+        except Exception:  # guards raise AssertionError, and their expressions any error
             return False
         return True
 
@@ -338,8 +338,8 @@ def _batch_range(
     return SizeRange(least, None if open_end else most, multiple)
 
 
-def _doubled(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Double a batch of one: export takes sizes of 0 and 1 for constants."""
+def _double_batch_of_one(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Double a batch of one, because export treats sizes of 0 and 1 as constants."""
     return tuple(
         torch.cat([value, value])
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1
@@ -349,10 +349,10 @@ def _doubled(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captured | str:
-    """Capture by torch.export, or say why not."""
-    reason = "no way tried"
+    """Capture by torch.export; return why if that fails."""
+    reason = "nothing was tried"
     for dynamic in (True, False):
-        given = _doubled(copies(arguments)) if dynamic else copies(arguments)
+        given = _double_batch_of_one(copies(arguments)) if dynamic else copies(arguments)
         try:
             with _marked(model) as (copied, modules):
                 module, check, bounds = _export(copied, given, dynamic)
@@ -367,7 +367,7 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
             _batch_range(check, arguments, bounds) if dynamic and _batch_is_free(module) else None
         )
         if dynamic and batch is None:
-            reason = "the batch size decides what it does"
+            reason = "it computes different things for different batch sizes"
             continue
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         values = pytree.tree_leaves(arguments)
@@ -387,7 +387,10 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
             filled(expected, output.args[0]),
             seen,
             expected,
-            [f"input sizes are fixed to the example's{'' if batch is None else _shown(batch)}"],
+            [
+                "input sizes are fixed to the example's"
+                + ("" if batch is None else _describe_range(batch))
+            ],
             tuple(
                 range(
                     0 if batch is None else 1,
@@ -399,15 +402,15 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
     return reason
 
 
-def _shown(batch: SizeRange) -> str:
+def _describe_range(batch: SizeRange) -> str:
     if batch == SizeRange():
-        return ", but for the batch"
+        return ", except the batch"
     most = "" if batch.most is None else f" to {batch.most}"
     factor = "" if batch.multiple == 1 else f", in multiples of {batch.multiple}"
-    return f", but for the batch, from {batch.least}{most}{factor}"
+    return f", except the batch, which is from {batch.least}{most}{factor}"
 
 
 def _batch_is_free(module: fx.GraphModule) -> bool:
-    """Whether export left the first dimension of every tensor input open."""
+    """Whether export left the first dimension of every tensor input free."""
     values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
     return not any(is_concrete_int(v.shape[0]) for v in values if isinstance(v, Tensor) and v.dim())

@@ -24,7 +24,7 @@ __all__ = ["by_fx"]
 
 
 class _UntraceableError(BaseException):
-    """Stops tracing. No ``Exception``, so that the model's own ``except`` does not catch it."""
+    """Stops tracing. Not an ``Exception``, so that ``except`` in the model does not catch it."""
 
 
 def _untraceable(what: str) -> Any:
@@ -35,9 +35,9 @@ def _untraceable(what: str) -> Any:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps calls of quantized layers, torch's modules and modules with patched methods.
+    """Keeps quantized layers, torch's modules and modules with patched methods as one call each.
 
-    torch's containers that hold a quantized layer are traced through.
+    It traces into those of torch's modules that contain a quantized layer.
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -108,15 +108,17 @@ def _faithful_proxies() -> Iterator[None]:
                 setattr(fx.Proxy, name, method)
 
 
-#: Modules whose functions torch.fx keeps as one call, and that are better seen through.
-_OPENED = frozenset({"torchvision.models.swin_transformer"})
+#: Modules whose functions ``torch.fx.wrap`` makes opaque; we trace into them instead.
+_TRACED_THROUGH = frozenset({"torchvision.models.swin_transformer"})
 
 
 @contextmanager
-def _opened() -> Iterator[None]:
-    """Let torch.fx trace into functions that their module wrapped: their calls have rows."""
+def _trace_through_wrapped() -> Iterator[None]:
+    """Let torch.fx trace into wrapped functions whose calls the lowering knows."""
     patched = _symbolic_trace._wrapped_fns_to_patch
-    kept = {key: scope for key, scope in patched.items() if scope.get("__name__") in _OPENED}
+    kept = {
+        key: scope for key, scope in patched.items() if scope.get("__name__") in _TRACED_THROUGH
+    }
     try:
         for key in kept:
             del patched[key]
@@ -148,7 +150,7 @@ def by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captur
     unmasked_root(traced, constants)
     tracer = _Tracer()
     try:
-        with _faithful_proxies(), _opened():
+        with _faithful_proxies(), _trace_through_wrapped():
             graph = tracer.trace(traced, concrete_args=constants)
         module = fx.GraphModule(tracer.root, graph)
     except _UntraceableError as error:

@@ -1,4 +1,4 @@
-"""Checks before ``convert``: each misuse is one error with the module and the way out."""
+"""Checks of models and inputs before a conversion. Errors name the module and the way out."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ __all__ = ["as_root", "check_inputs", "check_model", "check_reached", "quantized
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """Every ternary and int8 layer by its qualified name."""
+    """Return every ternary and int8 layer by its qualified name."""
     return {
         name: module for name, module in named_modules(model) if isinstance(module, QuantizedLayer)
     }
 
 
 def as_root(model: nn.Module) -> nn.Module:
-    """Return a model whose quantized layers all have names: a bare layer is wrapped."""
+    """Wrap a model that is itself a quantized layer, so that every layer has a name."""
     return nn.Sequential(model).eval() if isinstance(model, QuantizedLayer) else model
 
 
 def _positional(what: str, inputs: Mapping[str, Any], model: nn.Module) -> tuple[Any, ...]:
-    """Keyword arguments as positional ones, defaults filled in.
+    """Turn keyword arguments into positional ones, with defaults filled in.
 
     Raises
     ------
     InputError
-        The model's forward has no argument of a name, has it by name only, or needs another one.
+        If forward has no such positional argument, or an argument without a default is missing.
     """
     parameters = inspect.signature(model.forward).parameters
     known = [
@@ -67,15 +67,15 @@ def _positional(what: str, inputs: Mapping[str, Any], model: nn.Module) -> tuple
 
 
 def check_inputs(what: str, inputs: Any, model: nn.Module | None = None) -> tuple[Any, ...]:
-    """Return inputs as positional arguments: a tensor, or a tuple or list whose first tensor leads.
+    """Return inputs as a tuple of positional arguments: from a tensor, a tuple or a list.
 
-    With a ``model``, a mapping is keyword arguments of its forward, unless forward takes one
-    mapping.
+    With a ``model``, a mapping whose keys are arguments of its forward holds keyword arguments.
+    Any other mapping is one argument.
 
     Raises
     ------
     InputError
-        Where there is no tensor among them, or keywords are not those of the model.
+        If no argument is a tensor, or if forward does not take the keywords.
     """
     if isinstance(inputs, Mapping) and model is not None:
         names = inspect.signature(model.forward).parameters
@@ -93,14 +93,21 @@ def check_inputs(what: str, inputs: Any, model: nn.Module | None = None) -> tupl
 
 
 def check_model(model: nn.Module, quantized: bool = True) -> None:
-    """Check that a model can be converted at all; ``quantized``: it has to hold layers that are.
+    """Check a model before its conversion.
+
+    Parameters
+    ----------
+    model
+        The model.
+    quantized
+        Whether the model must have a ternary or int8 layer.
 
     Raises
     ------
     ConversionError
-        Not a module; no ternary or int8 layer in it; training mode; weights or activations whose
-        levels no integer code expresses; parameters or BatchNorm statistics that are not finite,
-        not float32, or not on the CPU.
+        If it is not a module, has no ternary or int8 layer, is in training mode, has weights or
+        activations with levels that the engine lacks, or has parameters or BatchNorm statistics
+        that are not finite, not float32 or not on the CPU.
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -108,10 +115,9 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
     if quantized and not layers:
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to "
-            "convert; call "
-            "fatnn_rs.prepare(model) first, and train it"
+            "convert; call fatnn_rs.prepare(model) first, and train it"
         )
-    for name, module in model.named_modules():  # model.eval() reaches no others
+    for name, module in model.named_modules():  # those that model.eval() changes
         if module.training:
             where = f"module {name!r}" if name else type(model).__name__
             raise ConversionError(
@@ -119,7 +125,7 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
             )
     for name, layer in layers.items():
         if name and not layer.layer_name:
-            layer.set_name(name)  # for messages
+            layer.set_name(name)  # for error messages
         if isinstance(layer, TernaryLayer):
             _check_levels(name, layer)
     for name, module in model.named_modules():
@@ -129,7 +135,7 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
             and module.running_var is not None
         ):
             _check_norm(name, module)
-    for name, tensor in _watched(model):
+    for name, tensor in _parameters_and_statistics(model):
         _check_tensor(
             name, tensor, quantized=any(name.startswith(f"{layer}.") for layer in layers if layer)
         )
@@ -141,12 +147,12 @@ def check_reached(graph: fx.Graph, root: nn.Module) -> list[str]:
     Returns
     -------
     list of str
-        Remarks about layers that have seen nothing but zeros.
+        Remarks about layers that have seen only zeros.
 
     Raises
     ------
     ConversionError
-        Activation steps that were never initialised.
+        If activation steps were never initialised.
     """
     modules = dict(named_modules(root))
     zeros: list[str] = []
@@ -163,8 +169,7 @@ def check_reached(graph: fx.Graph, root: nn.Module) -> list[str]:
             raise ConversionError(
                 f"layer {name!r}: its activation steps were never initialised; train the model, "
                 "give fatnn_rs.nn.calibrate(model, inputs) a batch of real data, or leave the "
-                "layer out "
-                "with TernaryConfig(skip=...)"
+                "layer out with TernaryConfig(skip=...)"
             )
         if name not in zeros:
             zeros.append(str(name))
@@ -174,7 +179,7 @@ def check_reached(graph: fx.Graph, root: nn.Module) -> list[str]:
 
 
 def _check_levels(name: str, layer: TernaryLayer) -> None:
-    """Refuse quantizers whose codes the engine does not have."""
+    """Refuse quantizers whose levels the engine does not have."""
     if layer.weight_quant.refused:
         raise ConversionError(f"layer {name!r}: {layer.weight_quant.refused}")
     for what, quantizer, known in (
@@ -182,7 +187,7 @@ def _check_levels(name: str, layer: TernaryLayer) -> None:
         ("activations", layer.act_quant, tuple(ACT_LEVELS.values())),
     ):
         if quantizer is layer.act_quant and not layer.act_quant.initialized:
-            continue  # not decided yet
+            continue  # the range is not chosen yet
         levels = quantizer.levels
         if not levels or not any(set(levels) <= set(one) for one in known):
             shown = " or ".join("{" + ", ".join(map(str, one)) + "}" for one in known)
@@ -194,8 +199,8 @@ def _check_levels(name: str, layer: TernaryLayer) -> None:
             )
 
 
-def _watched(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter, and the statistics of every BatchNorm."""
+def _parameters_and_statistics(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter, and the statistics of every BatchNorm."""
     yield from model.named_parameters()
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
@@ -217,19 +222,18 @@ def _check_tensor(name: str, tensor: Tensor, quantized: bool) -> None:
     if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
         raise ConversionError(
             f"{where} holds NaN or infinity, so the network has no meaning; look at the training "
-            "run, or load an "
-            "earlier checkpoint"
+            "run, or load an earlier checkpoint"
         )
 
 
 def _check_norm(name: str, norm: _BatchNorm) -> None:
-    """Refuse a BatchNorm that makes NaN or infinity of every number."""
+    """Refuse a BatchNorm whose results would all be NaN or infinity."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
     assert var is not None
     tensors = [t for t in (mean, var, norm.weight) if t is not None]
     if not all(t.device.type == "cpu" and bool(t.isfinite().all()) for t in tensors):
-        return  # which _check_tensor names
+        return  # _check_tensor raises for these
     scale = (var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
     bad = ~torch.isfinite(scale) | ~torch.isfinite(mean * scale)
     if bool(bad.any()):
@@ -237,8 +241,6 @@ def _check_norm(name: str, norm: _BatchNorm) -> None:
         weight = "" if norm.weight is None else f", weight {float(norm.weight[channel]):g}"
         raise ConversionError(
             f"module {name!r}: channel {channel} (running_var {float(var[channel]):g}, eps "
-            f"{norm.eps:g}{weight}) makes "
-            "NaN or infinity of its inputs, so the network has no meaning; look at the training "
-            "run, or load an "
-            "earlier checkpoint"
+            f"{norm.eps:g}{weight}) makes NaN or infinity of its inputs, so the network has no "
+            "meaning; look at the training run, or load an earlier checkpoint"
         )

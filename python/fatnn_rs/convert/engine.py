@@ -1,10 +1,10 @@
-"""Segments: runs of nodes that the Rust engine takes over whole, one call for all of them.
+"""Segments: consecutive nodes that run in the Rust engine, in one call.
 
-A network is cut at the nodes that stay in torch; what lies between becomes a :class:`Segment` with
-the engine's ``Network`` inside. By default float convolutions, linear layers and means stay in
-torch, because only torch's own sums have torch's own rounding; every operation in a segment then
-has the eager model's bits. With ``float_layers="rust"`` those run in Rust too, usually the whole
-network in one call, and float sums may differ in the last place.
+The nodes that stay in torch divide a network into segments. A :class:`Segment` holds an engine
+``Network``. By default float convolutions, linear layers and means stay in torch, because only
+torch rounds its sums as torch does; so every operation in a segment gives the eager model's bits.
+With ``float_layers="rust"`` they run in Rust, too. Usually the whole network is then one call, and
+float sums may differ in the last place.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["FLOAT_LAYERS", "Reason", "Segment", "partition"]
 #: Where float convolutions, linear layers and means may run.
 FLOAT_LAYERS = ("torch", "rust")
 
-#: A key of :data:`fatnn_rs.report.RULES`, and the reason in words.
+#: Why a node stays in torch: a key of :data:`fatnn_rs.report.RULES`, and the reason in words.
 Reason = tuple[str, str]
 
 ObservedValues = dict[str, "tuple[int, npt.NDArray[np.uint8] | None]"]
@@ -43,18 +43,18 @@ ObservedValues = dict[str, "tuple[int, npt.NDArray[np.uint8] | None]"]
 
 @dataclass
 class Segment:
-    """Consecutive nodes in one call.
+    """Consecutive nodes that run in one call of the engine.
 
     Attributes
     ----------
     nodes
-        What it runs, in order.
+        The nodes, in order.
     reads, makes
-        Values that come in, and those that go out, which are float32.
+        Names of its inputs and of its results. Results are float32.
     network
         The engine's network.
     keeps_buffers
-        Whether it keeps the memory of a run for later runs of the same shapes.
+        Whether buffers are kept for later runs with the same shapes.
     """
 
     nodes: list[Node]
@@ -64,14 +64,14 @@ class Segment:
     keeps_buffers: bool = True
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Run it; results are channels last in memory, or as their shape says."""
+        """Run the segment. Maps are returned in channels-last memory, other results contiguous."""
         made = self.network.run(*_arrays(inputs))
         if not self.keeps_buffers:
             self.network.drop_buffers()
         return [torch.from_numpy(array) for array in made]
 
     def observed(self, *inputs: Tensor) -> tuple[list[Tensor], ObservedValues]:
-        """Run it, and return nanoseconds and packed codes of the nodes that ran."""
+        """Run the segment; also return the nanoseconds and packed codes of each node."""
         outputs, seen = self.network.run_observed(*_arrays(inputs))
         return [torch.from_numpy(array) for array in outputs], {
             name: (time, codes) for name, time, codes in seen
@@ -79,7 +79,7 @@ class Segment:
 
 
 def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[Any]], list[bool]]:
-    """Tensors as arrays without a copy where their memory is in one of the two orders."""
+    """Return arrays of tensors, and which are channels last. Copies other memory formats."""
     follow_torch_threads()
     arrays, last = [], []
     for x in inputs:
@@ -107,33 +107,32 @@ def partition(
     Parameters
     ----------
     graph
-        Whose nodes (but the inputs) are grouped; it is not changed.
+        The graph; it is not changed. Its inputs are in no group.
     float_layers
         One of :data:`FLOAT_LAYERS`.
     excluded
         Names of nodes that no segment may take.
     family
-        Of the kernels that segments take; what suits the CPU by default.
+        Kernel family of the segments; None lets the engine choose.
     why
-        Filled with why nodes are in no segment: name → a key of :data:`fatnn_rs.report.RULES`,
-        and the reason.
+        Receives the names of the nodes outside of segments, and the reasons.
 
     Returns
     -------
     list
-        In the order in which they run.
+        Segments and nodes in execution order.
     """
     why = {} if why is None else why
-    why |= _why_not(graph, float_layers, excluded)
+    why |= _reasons_outside_engine(graph, float_layers, excluded)
     taken = {n.name for n in graph.nodes if n.op != "input" and n.name not in why}
-    while crossing := _codes_across(graph, taken):
+    while crossing := _nodes_that_cross_runs(graph, taken):
         taken -= crossing
         why |= dict.fromkeys(crossing, ("codes", RULES["codes"]))
-    wiring = _Wiring(graph.index(), graph.users(), any(map(_on_integers, graph.nodes)))
+    uses = _ValueUses(graph.index(), graph.users(), any(map(_on_integers, graph.nodes)))
     parts: list[Node | Segment] = []
     for run in _runs(graph, taken):
         segment = run[0].name in taken
-        made = _segment(graph, wiring, run, float_layers, family) if segment else list(run)
+        made = _segment(graph, uses, run, float_layers, family) if segment else list(run)
         if segment and not isinstance(made[0], Segment):
             rule = "engine" if any(map(_on_integers, run)) else "no integers"
             why |= {node.name: (rule, RULES[rule]) for node in run}
@@ -142,16 +141,16 @@ def partition(
 
 
 @dataclass(frozen=True)
-class _Wiring:
-    """Who makes and who reads every value, and whether any node multiplies integers."""
+class _ValueUses:
+    """The producer and readers of every value, and whether any node multiplies integers."""
 
-    makers: dict[str, Node]
+    producers: dict[str, Node]
     readers: dict[str, list[Node | None]]
     on_integers: bool
 
 
 def _runs(graph: Graph, taken: set[str]) -> list[list[Node]]:
-    """Nodes in order: consecutive ones of ``taken`` together, others alone."""
+    """Group nodes in order: consecutive nodes in ``taken`` form a run, others a run of one."""
     runs: list[list[Node]] = []
     for node in graph.nodes:
         if node.op == "input":
@@ -163,10 +162,10 @@ def _runs(graph: Graph, taken: set[str]) -> list[list[Node]]:
     return runs
 
 
-def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
-    """Nodes whose codes, integers or masks would leave a run, or that read codes of another.
+def _nodes_that_cross_runs(graph: Graph, taken: set[str]) -> set[str]:
+    """Return nodes that would pass codes, or return integers or masks, from one run to another.
 
-    Segments take integers and masks, but return floats only.
+    The inputs of a segment may be integers and masks, but its results are only floats.
     """
     place = {node.name: i for i, run in enumerate(_runs(graph, taken)) for node in run}
     index = graph.index()
@@ -181,8 +180,10 @@ def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
     return across & taken
 
 
-def _why_not(graph: Graph, float_layers: str, excluded: Container[str]) -> dict[str, Reason]:
-    """Return which nodes the engine cannot run with the bits they must have, and why."""
+def _reasons_outside_engine(
+    graph: Graph, float_layers: str, excluded: Container[str]
+) -> dict[str, Reason]:
+    """Return the nodes that the engine cannot run bit for bit as required, and why."""
     index = graph.index()
     found: dict[str, Reason] = {}
     for node in graph.nodes:
@@ -215,10 +216,10 @@ def _keeps_strides(node: Node, found: Mapping[str, Reason]) -> bool:
 
 
 def _segment(
-    graph: Graph, wiring: _Wiring, nodes: list[Node], float_layers: str, family: str | None
+    graph: Graph, uses: _ValueUses, nodes: list[Node], float_layers: str, family: str | None
 ) -> list[Node | Segment]:
-    """Make one segment, or single nodes if codes go in or out or no quantized layer is inside."""
-    if wiring.on_integers and not any(map(_on_integers, nodes)):
+    """Make one segment. Nodes stay single if codes cross its border or no layer is quantized."""
+    if uses.on_integers and not any(map(_on_integers, nodes)):
         return list(nodes)
     inside = {node.name for node in nodes}
     reads = list(
@@ -227,9 +228,9 @@ def _segment(
     makes = [
         node.name
         for node in nodes
-        if any(user is None or user.name not in inside for user in wiring.readers[node.name])
+        if any(user is None or user.name not in inside for user in uses.readers[node.name])
     ]
-    index = wiring.makers
+    index = uses.producers
     if any(makes_codes(index[name].op) for name in (*reads, *makes)):
         return list(nodes)
     tensors: dict[str, npt.NDArray[Any]] = {}
@@ -276,7 +277,7 @@ def _segment(
         network = _core.Network(text, tensors, dtypes, family, *graph.limits)
     except LimitError:
         raise
-    # Sizes that do not fit at the example.
+    # The engine does not have this combination, or sizes do not fit for the example.
     except (UnsupportedError, FormatError):
         if family is not None:
             raise
@@ -289,11 +290,10 @@ def _on_integers(node: Node) -> bool:
 
 
 def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str, Tensor]] | None:
-    """Describe a BatchNorm to the engine: as ``fma(x, scale, bias)`` where that has torch's bits.
+    """Return the engine's operation for a BatchNorm and its tensors; None if it stays in torch.
 
-    Whether it does is checked on floats of every size. Where it does not, it stays in torch. Where
-    sums may be rounded differently anyway, the engine takes the BatchNorm itself, as it does in a
-    file that runs without torch.
+    It is ``fma(x, scale, bias)`` if that gives torch's bits, which is checked on floats of all
+    magnitudes. With ``float_layers="rust"`` bits may differ, so it is the BatchNorm itself.
     """
     tensors = {role: graph.tensors[name] for role, name in node.tensors.items()}
     if float_layers == "rust":
@@ -309,7 +309,7 @@ def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str,
     scale = slope(evaluate, channels)
     if scale is None:
         return None
-    x = _floats_of_every_size().expand(-1, channels).contiguous()
+    x = _floats_of_all_magnitudes().expand(-1, channels).contiguous()
     with np.errstate(all="ignore"):
         predicted = torch.from_numpy(fma(x.numpy(), scale.numpy(), bias.numpy()))
     same = same_bits(predicted, function(x)) and same_bits(predicted, _as_map(function, x))
@@ -317,8 +317,8 @@ def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str,
 
 
 @functools.cache
-def _floats_of_every_size() -> Tensor:
-    """Points [P, 1] at which two functions of a float are compared, from 0 to the largest."""
+def _floats_of_all_magnitudes() -> Tensor:
+    """Return the points at which functions are compared: float32 [P, 1], from 0 to the largest."""
     generator = torch.Generator("cpu").manual_seed(0)
     kind: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     powers = torch.cat(
@@ -331,6 +331,6 @@ def _floats_of_every_size() -> Tensor:
 
 
 def _as_map(function: Any, x: Tensor) -> Tensor:
-    """Apply a per-channel function to the rows of x as the pixels of one image."""
+    """Apply a per-channel function to one image whose pixels are the rows of ``x``."""
     y: Tensor = function(x.t()[None, :, :, None].contiguous())
     return y[0, :, :, 0].t()

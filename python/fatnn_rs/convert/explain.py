@@ -81,7 +81,7 @@ def explain(
             notes = [str(w.message) for w in caught if issubclass(w.category, PrepareWarning)]
             report = convert(copied, given, float_layers).report
         except FatnnError as error:
-            report = _refused(copied, given, str(error))
+            report = _report_of_refused(copied, given, str(error))
     return report.with_notes(notes)
 
 
@@ -114,7 +114,7 @@ def _preserve_rng_state() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _refused(model: nn.Module, arguments: tuple[Any, ...], why: str) -> Report:
+def _report_of_refused(model: nn.Module, arguments: tuple[Any, ...], why: str) -> Report:
     """Report on a model that cannot be converted: the layers that run on the example."""
     root = as_root(model)
     rows: list[ReportRow] = []

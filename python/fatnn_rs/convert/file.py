@@ -58,9 +58,8 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
     if foreign:
         raise UnsupportedError(
             f"save: {', '.join(foreign)} run Python code of the model, which a file cannot hold; "
-            "replace them by "
-            "layers that convert knows (net.report shows what runs in torch), or keep using the "
-            f"network in memory. {net.report.overview}"
+            "replace them by layers that convert knows (net.report shows what runs in torch), or "
+            f"keep using the network in memory. {net.report.overview}"
         )
     try:
         text = json.dumps(

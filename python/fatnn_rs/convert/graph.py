@@ -54,7 +54,7 @@ class Node:
     dtype
         Type of the value; meaningless for torch nodes.
     note
-        Why it runs where it does, for the report.
+        Note for the report, such as why torch runs it.
     macs
         Multiply-accumulates of a torch node at the example inputs. Not saved.
     call
@@ -126,7 +126,7 @@ class Graph:
         return {node.name: node for node in self.nodes}
 
     def users(self) -> dict[str, list[Node | None]]:
-        """Map a value to the nodes that read it, once per read; None stands for the outputs."""
+        """Map a value to the nodes that read it, once per read; None means the outputs."""
         users: dict[str, list[Node | None]] = {node.name: [] for node in self.nodes}
         for node in self.nodes:
             for name in node.inputs:

@@ -19,7 +19,7 @@ class InferenceModule(nn.Module):
     """Base of modules for inference in float32 and int8 on the CPU, without parameters."""
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: a converted network has no parameters, and its state dict would lose it.
+        """Refuse: there are no parameters, so a saved state dict would lose the network.
 
         Raises
         ------
@@ -28,13 +28,12 @@ class InferenceModule(nn.Module):
         """
         raise UnsupportedError(
             "a converted network has no state dict, and saving one would lose the network; write "
-            "it with "
-            "fatnn_rs.save(net, path), or keep the state dict of the model that it was converted "
-            "from"
+            "it with fatnn_rs.save(net, path), or keep the state dict of the model that it was "
+            "converted from"
         )
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse, as :meth:`state_dict`.
+        """Refuse: there are no parameters to load.
 
         Raises
         ------
@@ -43,8 +42,7 @@ class InferenceModule(nn.Module):
         """
         raise UnsupportedError(
             "a converted network takes no state dict; read a saved network with "
-            "fatnn_rs.load(path), or load the state "
-            "dict into the prepared model and convert that"
+            "fatnn_rs.load(path), or load the state dict into the prepared model and convert that"
         )
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -53,8 +51,7 @@ class InferenceModule(nn.Module):
     def __prepare_scriptable__(self) -> Any:
         raise UnsupportedError(
             "torch.jit.script cannot compile a converted network; torch.compile takes it, and "
-            "fatnn_rs.save writes it "
-            "to a file that runs without Python"
+            "fatnn_rs.save writes it to a file that runs without Python"
         )
 
     def train(self: Self, mode: bool = True) -> Self:

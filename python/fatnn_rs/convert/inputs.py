@@ -1,4 +1,4 @@
-"""Checks of a converted network's calls."""
+"""Checks of the inputs of a converted network's calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["check_call", "check_input", "refuse_tracing"]
 
 
 def refuse_tracing(values: Sequence[Any]) -> None:
-    """Refuse tracers, which would record one result as a constant or fail inside.
+    """Refuse tracers, which would record a result as a constant or fail inside the network.
 
     Raises
     ------

@@ -56,8 +56,8 @@ def layout_of(value: Any) -> str:
     return f"order:{','.join(map(str, order))}" if dense else "any"
 
 
-def _wanted(value: Tensor, layout: str) -> tuple[int, ...] | None:
-    """Strides of a value in a memory format; None if the format does not fit its rank."""
+def _strides_in(value: Tensor, layout: str) -> tuple[int, ...] | None:
+    """Return a value's strides in a memory format; None if the format does not fit its rank."""
     if layout == "any":
         return None
     if layout.startswith("order:"):
@@ -68,8 +68,8 @@ def _wanted(value: Tensor, layout: str) -> tuple[int, ...] | None:
     return _channels_last(value)
 
 
-def _moves(value: Tensor, strides: tuple[int, ...]) -> bool:
-    """Whether a value with these strides would have elements at other addresses."""
+def _is_rearranged(value: Tensor, strides: tuple[int, ...]) -> bool:
+    """Whether these strides would put elements at other addresses."""
     return any(
         size > 1 and have != want
         for size, have, want in zip(value.shape, value.stride(), strides, strict=True)
@@ -78,23 +78,23 @@ def _moves(value: Tensor, strides: tuple[int, ...]) -> bool:
 
 def has_layout(value: Tensor, layout: str) -> bool:
     """Whether a value is in a memory format; small tensors can be in several at once."""
-    strides = _wanted(value, layout)
-    return strides is None or not value.numel() or not _moves(value, strides)
+    strides = _strides_in(value, layout)
+    return strides is None or not value.numel() or not _is_rearranged(value, strides)
 
 
 def in_layout(value: Any, layout: str) -> Any:
     """Return the value with the strides of a memory format; copied only if it has another."""
     if not isinstance(value, Tensor) or layout == "any" or value.layout != torch.strided:
         return value
-    if torch.compiler.is_compiling():  # it must not see strides of dimensions of size 1
+    if torch.compiler.is_compiling():  # the compiler must not see strides of dimensions of size 1
         last = layout == "channels_last" and value.dim() == 4
         return value.contiguous(
             memory_format=torch.channels_last if last else torch.contiguous_format
         )
-    strides = _wanted(value, layout)
+    strides = _strides_in(value, layout)
     if strides is None or tuple(value.stride()) == strides:
         return value
-    if not _moves(value, strides) and value.numel():
+    if not _is_rearranged(value, strides) and value.numel():
         return value.as_strided(value.shape, strides)
     made = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
     return made.copy_(value)

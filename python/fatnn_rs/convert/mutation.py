@@ -40,7 +40,7 @@ _VIEW_OR_COPY = frozenset(
 
 @dataclass(frozen=True)
 class _Slot:
-    """Stands for the result of an earlier call in the arguments of a later one."""
+    """A placeholder, in the arguments of a call, for the result of an earlier call."""
 
     index: int
 
@@ -161,15 +161,15 @@ class Aliases:
         """
         seen = self._seen[writer]
         if seen.reshapes:
-            raise _refused(writer, "changes the shape or the memory of a tensor in place")
+            raise _refusal(writer, "changes the shape or the memory of a tensor in place")
         bases = list(dict.fromkeys(self._bases[number] for number in sorted(seen.writes)))
         if any(self._seen[base].overlaps for base in bases):
-            raise _refused(writer, "writes into one of several results that share their memory")
+            raise _refusal(writer, "writes into one of several results that share their memory")
         wanted = [n for number in sorted(seen.writes) for n in self.read_after(number, writer)]
         wanted = list(dict.fromkeys((*bases, *wanted)))
         inputs, order = list(bases), list[fx.Node]()
         for node in (*wanted, *writer.all_input_nodes):
-            self._need(node, writer, bases, inputs, order)
+            self._collect(node, writer, bases, inputs, order)
         slots = {node: index for index, node in enumerate((*inputs, *order, writer))}
         for node in (
             *wanted,
@@ -177,7 +177,7 @@ class Aliases:
             *writer.all_input_nodes,
             *(s for n in order for s in self._sources(n)),
         ):
-            equal = self._equal(node, bases)
+            equal = self._same_base(node, bases)
             if node not in slots and equal is not None:
                 slots[node] = slots[equal]
         steps: list[tuple[Callable[..., Any], Any, Any]] = []
@@ -196,13 +196,13 @@ class Aliases:
             wanted,
         )
 
-    def _equal(self, node: fx.Node, bases: list[fx.Node]) -> fx.Node | None:
+    def _same_base(self, node: fx.Node, bases: list[fx.Node]) -> fx.Node | None:
         """Return the base with the same memory and geometry as the node's value, if any."""
         seen = self._seen[node]
         same = (b for b in bases if seen.geometry and seen.geometry == self._seen[b].geometry)
         return next((b for b in same if self._seen[b].memory == seen.memory), None)
 
-    def _need(
+    def _collect(
         self,
         node: fx.Node,
         writer: fx.Node,
@@ -211,20 +211,20 @@ class Aliases:
         order: list[fx.Node],
     ) -> None:
         """Collect the values (``inputs``) and calls (``order``) that make a node's value."""
-        if node in inputs or node in order or self._equal(node, bases) is not None:
+        if node in inputs or node in order or self._same_base(node, bases) is not None:
             return
         shared = self._seen[node].memory & self._seen[writer].writes
         if not shared:
             inputs.append(node)
             return
         if node.op in ("placeholder", "get_attr") or not node.all_input_nodes:
-            raise _refused(
+            raise _refusal(
                 writer, f"writes into memory that {node.name!r} shares with another value"
             )
         if self._seen[node].writes and self._seen[node].same_as is None:
-            raise _refused(writer, f"writes into a view that {node.name!r} made while it wrote")
+            raise _refusal(writer, f"writes into a view that {node.name!r} made while it wrote")
         for source in self._sources(node):
-            self._need(source, writer, bases, inputs, order)
+            self._collect(source, writer, bases, inputs, order)
         order.append(node)
 
     def _sources(self, node: fx.Node) -> Iterator[fx.Node]:
@@ -292,7 +292,7 @@ def _first(value: Any) -> Any:
     return value
 
 
-def _refused(writer: fx.Node, why: str) -> ConversionError:
+def _refusal(writer: fx.Node, why: str) -> ConversionError:
     return ConversionError(
         f"{writer.format_node()}: {why}, which a converted network cannot do; use the operation "
         "that returns a new tensor"

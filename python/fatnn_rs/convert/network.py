@@ -36,7 +36,7 @@ from fatnn_rs.signature import Argument, bind_call
 
 __all__ = ["TernaryNetwork"]
 
-#: What a network makes of its graph, and does not pickle.
+#: Attributes that are derived from the graph, and are not pickled.
 _DERIVED = (
     *("_parts", "_why", "_single", "_single_lock", "_inputs"),
     *("_arguments", "_simple", "_constants", "key"),
@@ -46,32 +46,32 @@ _DERIVED = (
 class TernaryNetwork(InferenceModule):
     """An inference-only network, made by :func:`fatnn_rs.convert` or :func:`fatnn_rs.load`.
 
-    Ternary layers and what lies between them run in Rust, one call for each
-    :class:`~fatnn_rs.convert.engine.Segment`. Call it as the model it came from. It has no
-    parameters and no training mode, and runs on the CPU.
+    Ternary layers and the operations between them run in Rust, one call per
+    :class:`~fatnn_rs.convert.engine.Segment`. Call it with the original model's arguments. It has
+    no parameters and no training mode, and runs on the CPU.
 
     Parameters
     ----------
     graph
-        What to run. The network keeps it and never changes its nodes and tensors; layouts that only
-        this CPU's kernels understand are derived from it here.
+        The graph to run. Its nodes and tensors are not changed. Weights are packed here for this
+        CPU's kernels.
     float_layers
-        Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's
-        bits, ``"rust"`` fewer calls (usually one for the whole network) and sums that may differ in
-        the last place.
+        What runs float convolutions, linear layers and means. ``"torch"`` gives the eager model's
+        bits. ``"rust"`` needs fewer calls, usually one for the whole network, but sums may differ
+        in the last place.
     family
-        Of the kernels that products in the engine take, ``"popcount"``, ``"table"`` or
-        ``"matrix"``, for benchmarks; what suits the CPU by default.
+        Kernel family of integer products, for benchmarks: ``"popcount"``, ``"table"`` or
+        ``"matrix"``. By default the engine chooses.
 
     Raises
     ------
     ConfigError
-        ``float_layers`` is something else.
+        If ``float_layers`` is neither ``"torch"`` nor ``"rust"``.
     UnsupportedError
-        ``family`` has no kernel for some product here.
+        If ``family`` has no kernel on this CPU for a product of the network.
     InputError
-        From calls: wrong number, dtype, device, rank or channels of inputs; NaN where a quantizer
-        reads it.
+        In calls: if the number, dtype, device, rank or channels of inputs are wrong, or if a
+        quantizer reads NaN.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TernaryNetwork(InferenceModule):
         self.graph = graph
         self.float_layers = float_layers
         self.family = family
-        #: Output value → its memory format, for a network that replaces a part of a model.
+        #: Output value → its memory format, for a network that replaces a submodule.
         self.output_layouts: dict[str, str] = {}
         self.training = False
         self._excluded: frozenset[str] = frozenset()
@@ -120,9 +120,9 @@ class TernaryNetwork(InferenceModule):
         self._simple = plain and isinstance(self.graph.outputs, Ref)
 
     def _unfused_plan(self) -> list[ExecutionStep]:
-        """Every node by itself, for observers that want every value.
+        """Return a plan with every node on its own, for observers that need every value.
 
-        Made at its first use: it packs weights a second time, next to those in the segments.
+        It is made at the first use, because it packs the weights a second time.
         """
         with self._single_lock:
             if self._single is None:
@@ -137,24 +137,24 @@ class TernaryNetwork(InferenceModule):
 
     @torch.no_grad()
     def dry_run(self, inputs: tuple[Any, ...]) -> Any:
-        """Run once; from then on, segments that fail or make other shapes run node by node.
+        """Run on the example. Segments that fail or give wrong shapes then run node by node.
 
         Parameters
         ----------
         inputs
-            The example that the graph was captured with: shapes are those that its nodes note.
+            The example inputs with which the graph was captured.
 
         Returns
         -------
         Any
-            What the network returns for it.
+            The network's outputs for them.
 
         Raises
         ------
         InputError
-            If nodes refuse the inputs also one by one (NaN in front of a quantizer).
+            If a node refuses the inputs on its own, too (a quantizer that reads NaN).
         """
-        values = self._bound(inputs, {})
+        values = self._bind_inputs(inputs, {})
         excluded = dry_run(self.graph, self._parts, values)
         if not excluded:
             return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
@@ -163,7 +163,7 @@ class TernaryNetwork(InferenceModule):
         return self(*inputs)
 
     def keep_buffers(self, keep: bool) -> None:
-        """Choose whether runs keep their memory for later ones of the same shapes."""
+        """Set whether buffers are kept for later runs with the same shapes."""
         for segment in self.segments:
             segment.keeps_buffers = keep
             if not keep:
@@ -171,33 +171,34 @@ class TernaryNetwork(InferenceModule):
 
     @property
     def segments(self) -> list[Segment]:
-        """The parts that run in one call of Rust each."""
+        """The segments; each runs in one call of the engine."""
         return [part.what for part in self._parts if isinstance(part.what, Segment)]
 
     @property
     def report(self) -> Report:
-        """What runs where, and why: one row per node. Print it."""
+        """Where each node runs, and why: one row per node. Print it."""
         parts = [part.what for part in self._parts]
         return make_report(self.graph, parts, self._why, self._profile)
 
     def profile(
         self, *inputs: Any, rounds: int = 5, float_layers: bool = False, timer: Timer | None = None
     ) -> Report:
-        """Time every ternary and int8 layer next to torch's float32 layer of the same sizes.
+        """Time every ternary and int8 layer, and torch's float32 layer of the same sizes.
 
-        Both take turns, at torch's number of threads. A layer's time is that of its node, with
-        what is fused into it; torch's is that of the convolution or linear layer with bias.
+        The two run in turns, with torch's number of threads. A layer's time includes what is
+        fused into it. torch's time is that of the convolution or linear layer with bias.
 
         Parameters
         ----------
         *inputs
-            The model's arguments, of the example's shapes.
+            The model's arguments, with the example's shapes.
         rounds
-            Turns of each.
+            Number of timed runs of each.
         float_layers
-            Whether to compare with ``float_layers="rust"``, too, which packs weights once more.
+            Whether to also time the network with ``float_layers="rust"``. This packs the weights
+            again.
         timer
-            The clock by default.
+            What measures times; the system clock by default.
 
         Returns
         -------
@@ -207,19 +208,19 @@ class TernaryNetwork(InferenceModule):
         Raises
         ------
         InputError, ConfigError
-            Inputs of other shapes than the example's; ``rounds`` is less than 1.
+            If inputs have other shapes than the example's, or ``rounds`` is less than 1.
         """
         self._profile = measure(self, inputs, rounds, float_layers, timer or Timer())
         return self.report
 
     @torch.no_grad()
     def node_seconds(self, *inputs: Any) -> dict[str, float]:
-        """Run the network as ever and return how long each node took, by name.
+        """Run the network and return the seconds of each node, by name.
 
-        What runs inside another node's operation (elementwise functions, pooling, a shortcut's
-        convolution inside the sum that alone reads it) has no time of its own.
+        A node that is fused into another one (an elementwise function, a pooling, a shortcut's
+        convolution) has no time of its own.
         """
-        values = self._bound(inputs, {})
+        values = self._bind_inputs(inputs, {})
         seconds: dict[str, float] = {}
         for part in self._parts:
             arguments = [values[name] for name in part.reads]
@@ -236,19 +237,19 @@ class TernaryNetwork(InferenceModule):
         return seconds
 
     def check(self, tensors: Sequence[Any]) -> None:
-        """Check one value per input.
+        """Check one tensor per input.
 
         Raises
         ------
         InputError
-            As for a call.
+            If a call with these tensors would raise it.
         """
         for node, tensor in zip(self._inputs, tensors, strict=True):
             check_input(node, tensor)
         check_call(self._inputs, tensors)
 
-    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of the inputs, by name, of a call."""
+    def _bind_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the input tensors of a call, by the names of the inputs."""
         tensors = bind_call(self._arguments, args, kwargs)
         refuse_tracing(tensors)
         self.check(tensors)
@@ -271,13 +272,13 @@ class TernaryNetwork(InferenceModule):
         Parameters
         ----------
         *args, **kwargs
-            The original model's arguments. What was no tensor at conversion has to be what it was
-            then.
+            The original model's arguments. Arguments that are not tensors must have the values
+            that they had at conversion.
 
         Returns
         -------
         Any
-            What the original model returns.
+            The original model's outputs.
         """
         if torch.compiler.is_dynamo_compiling():
             return self.run_as_op(args, kwargs, None)
@@ -285,7 +286,7 @@ class TernaryNetwork(InferenceModule):
 
     @torch.no_grad()
     def run_tensors(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Run on bound and checked inputs; return each output value once, without its structure."""
+        """Run on checked input tensors; return each output tensor once, in a flat list."""
         values = dict(zip((node.name for node in self._inputs), inputs, strict=True))
         self._run(values, self._parts, None)
         return [self._output(values, Ref(name)) for name in output_names(self.graph)]
@@ -296,7 +297,7 @@ class TernaryNetwork(InferenceModule):
         Raises
         ------
         UnsupportedError
-            If nodes run the model's own Python, which an exported program cannot hold.
+            If nodes run Python code of the model, which an exported program cannot hold.
         """
         return ExportableNetwork(self)
 
@@ -308,15 +309,15 @@ class TernaryNetwork(InferenceModule):
         as_run: bool = False,
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run, and show ``observer`` every node with its result and the values it read.
+        """Run, and call ``observer`` with every node, its result and the values that it read.
 
-        With ``as_run`` the network runs as ever, in segments: the observer sees the codes that were
-        really used, and None for floats that never left the engine. Without it nodes run one by
-        one, and every value is seen.
+        With ``as_run`` the network runs in segments, as in a normal call. The observer then gets
+        the codes of that run, and None for floats inside a segment. Otherwise nodes run one by one
+        and the observer gets every value.
         """
         if not isinstance(inputs, (tuple, list)) or not (observer is None or callable(observer)):
             raise ConfigError("run_observed takes a tuple of arguments, and a function or None")
-        values = self._bound(inputs, kwargs or {})
+        values = self._bind_inputs(inputs, kwargs or {})
         self._run(values, self._parts if as_run else self._unfused_plan(), observer)
         return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
 
@@ -340,7 +341,7 @@ class TernaryNetwork(InferenceModule):
                     del values[name]
 
     def _output(self, values: dict[str, Any], leaf: Any) -> Any:
-        """Return an output; copied if it is a constant, because callers may write into it."""
+        """Return an output; a constant is copied, because callers may write into it."""
         value = values[leaf.name] if isinstance(leaf, Ref) else leaf
         if self.output_layouts and isinstance(leaf, Ref):
             value = in_layout(value, self.output_layouts[leaf.name])
@@ -357,9 +358,9 @@ class TernaryNetwork(InferenceModule):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle as the bytes of its file, which ``torch.load(weights_only=True)`` accepts.
 
-        A network that no file can hold is pickled with its graph and the model's functions.
+        A network that cannot be saved is pickled with its graph and the model's functions.
         """
-        if self.output_layouts:  # which a file does not hold
+        if self.output_layouts:  # a file does not hold these
             return super().__reduce_ex__(protocol)
         try:
             file = file_bytes(self)
@@ -386,9 +387,9 @@ class TernaryNetwork(InferenceModule):
         )
 
 
-def _of_one_argument(self: TernaryNetwork, x: Any) -> None:
-    """Replace the signature of ``forward``, so that torch.fx calls it and is refused there."""
+def _signature_for_fx(self: TernaryNetwork, x: Any) -> None:
+    """Signature of ``forward`` for torch.fx, which then calls it and gets a clear error."""
 
 
-TernaryNetwork.forward.__wrapped__ = _of_one_argument  # type: ignore[attr-defined]
+TernaryNetwork.forward.__wrapped__ = _signature_for_fx  # type: ignore[attr-defined]
 TernaryNetwork.forward.__signature__ = inspect.signature(lambda self, *args, **kwargs: None)  # type: ignore[attr-defined]

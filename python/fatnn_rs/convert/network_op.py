@@ -129,10 +129,10 @@ def _fake(file: Tensor | None, inputs: Sequence[Tensor], key: str) -> list[Tenso
     network.check(inputs)
     shapes = [tuple(x.shape) for x in inputs]
     if all(type(size) is int for shape in shapes for size in shape):
-        found = _tried(network, shapes)
+        found = _metadata_of_results(network, shapes)
         return [inputs[0].new_empty(shape, dtype=dtype) for shape, dtype in found]
     nodes = [node for node in network.graph.nodes if node.op == "input"]
-    dtypes = [dtype for _, dtype in _tried(network, [node.shape for node in nodes])]
+    dtypes = [dtype for _, dtype in _metadata_of_results(network, [node.shape for node in nodes])]
     described = run_time_shapes(network.graph)
     known: dict[int, Any] = {}
     for node, shape in zip(nodes, shapes, strict=True):
@@ -148,7 +148,7 @@ def _fake(file: Tensor | None, inputs: Sequence[Tensor], key: str) -> list[Tenso
     return made
 
 
-def _tried(
+def _metadata_of_results(
     network: TernaryNetwork, shapes: Sequence[tuple[int, ...]]
 ) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shapes and dtypes of the results for inputs of these shapes, from one run."""

@@ -24,7 +24,7 @@ __all__ = ["Timer", "measure"]
 
 
 class Timer:
-    """Measures by the clock."""
+    """Measures times by the system clock."""
 
     def nodes(self, net: TernaryNetwork, inputs: tuple[Any, ...]) -> dict[str, float]:
         """Run a network; return node name → seconds."""
@@ -127,7 +127,7 @@ def _float_layers(
     results = []
     for one in nets:
         seen: dict[str, Tensor] = {}
-        results.append(one.run_observed(inputs, _Codes(seen), as_run=True))
+        results.append(one.run_observed(inputs, _CodeRecorder(seen), as_run=True))
         codes.append(seen)
     seconds: list[list[float]] = [[], []]
     for _ in range(rounds):
@@ -143,7 +143,7 @@ def _float_layers(
     )
 
 
-class _Codes:
+class _CodeRecorder:
     """An observer that unpacks the codes that ternary layers read."""
 
     def __init__(self, seen: dict[str, Tensor]) -> None:

@@ -115,7 +115,7 @@ class _Recorder(fx.Interpreter):
             if _version(x) != version and address is not None:
                 writes.add(self._places[node][address])
             reshapes |= _geometry(x) != geometry or _address(x) != address
-        self._places[n] = self._place(n, value, read)
+        self._places[n] = self._number_memory(n, value, read)
         memory = frozenset(self._places[n].values())
         overlaps = len([x for x in _tensors(value) if _address(x) is not None]) > len(memory)
         common: dict[str, Any] = {
@@ -144,8 +144,8 @@ class _Recorder(fx.Interpreter):
             )
         return value
 
-    def _place(self, n: fx.Node, value: Any, read: dict[fx.Node, Any]) -> dict[int, int]:
-        """Give a value's memory blocks numbers by address; blocks of arguments keep theirs."""
+    def _number_memory(self, n: fx.Node, value: Any, read: dict[fx.Node, Any]) -> dict[int, int]:
+        """Assign numbers to the memory blocks of a value; blocks of arguments keep theirs."""
         known = {address: number for node in read for address, number in self._places[node].items()}
         if n.op == "get_attr":
             known = self._constants
@@ -174,9 +174,7 @@ def record(
     try:
         result = recorder.run(*arguments)
     except Exception as error:  # a wrongly captured graph may raise anything
-        return (
-            f"the captured graph fails where the model does not ({type(error).__name__}: {error})"
-        )
+        return f"the captured graph fails, but the model does not ({type(error).__name__}: {error})"
     if problem := same_values(list(leaves(plain(result))), list(leaves(plain(expected)))):
         return f"the captured graph does not reproduce the model's output ({problem})"
     return recorder.seen

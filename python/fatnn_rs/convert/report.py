@@ -113,7 +113,7 @@ def missing_from_engine(graph: Graph) -> dict[str, int]:
 
 
 def _cuts(parts: Sequence[Node | Segment], index: Mapping[str, Node]) -> dict[str, int]:
-    """Count, by operation, the gaps between segments in which it stands."""
+    """Count, for each operation, the gaps between segments that contain it."""
     cuts: Counter[str] = Counter()
     gap: set[str] | None = None  # None before the first segment
     for part in parts:

@@ -1,4 +1,4 @@
-"""A graph as the JSON in a file, and back. The core checks what a file holds when it reads it.
+"""Convert a graph to the JSON in a file and back. The core checks a file when it reads it.
 
 The JSON of a graph::
 
@@ -40,7 +40,7 @@ def _outputs_to_json(value: Any) -> Any:
     if isinstance(value, Ref):
         return {"value": value.name}
     if isinstance(value, Container):
-        # Subclasses, as Hugging Face's ModelOutput, come back as what they are, an OrderedDict.
+        # Subclasses, such as Hugging Face's ModelOutput, are loaded as OrderedDict.
         if not issubclass(value.kind, OrderedDict) or not all(
             isinstance(key, str) for key in value.keys or ()
         ):

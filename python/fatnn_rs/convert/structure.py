@@ -235,7 +235,7 @@ def same_values(left: Any, right: Any, tolerance: float = 0.0) -> str:
     """
     left, right = plain(left), plain(right)
     if _shape_of(left) != _shape_of(right):
-        return "it is built differently"
+        return "its structure differs"
     for place, (one, other) in enumerate(zip(leaves(left), leaves(right), strict=True)):
         if isinstance(one, Tensor) != isinstance(other, Tensor):
             return f"value {place} is a tensor on one side only"
@@ -266,7 +266,7 @@ def _tensors_differ(one: Tensor, other: Tensor, tolerance: float) -> str:
             "the other"
         )
     if one.layout != other.layout or one.device != other.device:
-        return "has another layout or device"
+        return "has a different layout or device"
     if one.is_sparse or one.is_quantized:
         one, other = (t.to_dense() if t.is_sparse else t.dequantize() for t in (one, other))
     different = (one != other) & ~((one != one) & (other != other))

@@ -26,7 +26,7 @@ __all__ = ["WEIGHT_BITS", "Summary", "SummaryRow", "bits", "kind_of_levels", "su
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One layer.
+    """A layer of a model or network.
 
     Attributes
     ----------
@@ -35,22 +35,22 @@ class SummaryRow:
     kind
         Class of the layer, or operation of the network.
     shape
-        Of its result.
+        Shape of its result.
     weight_bits, act_bits
-        Bits that tell the levels of one weight, and of one activation it reads, apart (1: binary,
-        2: ternary or four levels, 8: int8, 32: float32). Of a network, levels that occur count.
+        Bits per weight, and per activation that it reads: 1 (binary), 2 (ternary or two-bit), 8
+        (int8) or 32 (float32). For a converted network, only levels that occur are counted.
     macs
         Multiply-accumulates for these inputs.
     bytes
-        Its parameters in a file: ternary weights, binary ones too, five to a byte, two-bit ones
-        four, int8 weights one, all else float32.
+        Size of its parameters in a file. A byte holds five ternary weights, four two-bit weights or
+        one int8 weight. All other parameters are float32.
     kernel
         What runs it.
     weights
         ``"ternary"``, ``"binary"``, ``"two-bit"``, ``"int8"`` or ``"float32"``.
     note
-        Of a float model, what ``prepare`` would make of the layer; of a prepared one, why it stays
-        float, or what is odd about it.
+        For a float model: what ``prepare`` would make of the layer. For a prepared model: why the
+        layer stays float, or a warning about it.
     """
 
     name: str
@@ -67,7 +67,7 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """All layers. Print it, or take ``to_json()``."""
+    """All layers of a model or network. Print it, or use ``to_json()``."""
 
     rows: tuple[SummaryRow, ...]
 
@@ -78,7 +78,7 @@ class Summary:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all layers' parameters in a file."""
+        """Size of all layers' parameters in a file, in bytes."""
         return sum(row.bytes for row in self.rows)
 
     def to_json(self) -> str:
@@ -121,31 +121,30 @@ class Summary:
         shares = [f"{self._share(kind):.1%} of them {kind}" for kind in kinds]
         return render(head, cells, right=(3, 4, 5, 6)) + (
             f"\n{self.macs:,} MACs, {', '.join(shares) if self.macs else 'none of them ternary'}; "
-            f"{self.bytes:,} bytes "
-            "of parameters"
+            f"{self.bytes:,} bytes of parameters"
         )
 
     def _share(self, kind: str) -> float:
-        """Share of multiply-accumulates with weights of a kind."""
+        """Return the share of multiply-accumulates with weights of a kind."""
         return sum(row.macs for row in self.rows if row.weights == kind) / max(self.macs, 1)
 
 
-#: Type of weights → bits that tell their levels apart.
+#: Type of weights → bits per weight.
 WEIGHT_BITS = {"binary": 1, "ternary": 2, "two-bit": 2, "int8": 8, "float32": 32}
 
 
 def bits(levels: int) -> int:
-    """Bits that tell so many levels apart."""
+    """Return the bits that encode a number of levels."""
     return (levels - 1).bit_length()
 
 
 def kind_of_levels(levels: int) -> str:
-    """Name weights of so many levels."""
+    """Return the type of weights with a number of levels."""
     return {2: "binary", 4: "two-bit"}.get(levels, "ternary")
 
 
 def _kernel(node: Node, weight: Tensor, kind: str) -> str:
-    """Name what runs a layer with ``weight``, of type ``kind``, on this machine."""
+    """Name what runs a layer on this machine; its ``weight`` has the type ``kind``."""
     products = products_of(node.op)
     if products == "int8":
         depthwise = weight.dim() > 2 and weight.shape[1] == 1 and node.attrs["groups"] > 1
@@ -159,10 +158,10 @@ def _kernel(node: Node, weight: Tensor, kind: str) -> str:
 
 
 def _levels_of_codes(graph: Graph, name: str) -> int:
-    """Count the levels of a value's codes: its distinct reachable thresholds plus one."""
+    """Count the levels that a value's codes can have: its distinct reachable thresholds plus 1."""
     nodes = graph.index()
     node = nodes[name]
-    while not node.tensors:  # moves or joins codes
+    while not node.tensors:  # the operation only moves or joins codes
         node = nodes[node.inputs[0]]
     steps = graph.tensor(node, "steps" if node.op == "quantize" else "thresholds")
     assert steps is not None, "the schema checked it"
@@ -174,7 +173,7 @@ def _levels_of_codes(graph: Graph, name: str) -> int:
 
 
 def _read_shape(node: Node, weight: Tensor, value: Any) -> tuple[int, ...]:
-    """Shape of a layer's input; for packed codes, that of the values they stand for."""
+    """Return the shape of a layer's input; for packed codes, the shape without packing."""
     shape = tuple(value.shape)
     if products_of(node.op) != "codes":
         return shape
@@ -193,7 +192,7 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
         if products == "codes":
             act_bits = bits(_levels_of_codes(net.graph, node.inputs[0]))
         batch, *size = result.shape
-        if makes_codes(node.op):  # packed: its pixels count, its bytes do not
+        if makes_codes(node.op):  # the last dimension is packed bytes
             size = [weight.shape[0], *result.shape[3 - node.attrs["dims"] : 3]]
         others = sum(
             net.graph.tensors[name].numel()
@@ -230,32 +229,32 @@ def summary(
 ) -> Summary:
     """Describe the convolutions and linear layers of a model or a converted network.
 
-    Of a float model it says what :func:`fatnn_rs.prepare` would make of each layer; of a prepared
-    one, why a layer stays float.
+    For a float model, notes say what :func:`fatnn_rs.prepare` would make of each layer. For a
+    prepared model, they say why a layer stays float.
 
     Parameters
     ----------
     model_or_net
-        An eager model (prepared or not; run once in eval mode, modes are put back), or a converted
-        network.
+        A float or prepared model, or a converted network. A model runs once in eval mode; its
+        training modes are then restored.
     example_inputs
-        A tensor, or a tuple of positional arguments. A model needs none; shapes and
-        multiply-accumulates are then not known.
+        A tensor, or a tuple of positional arguments. Optional for a model: without them, shapes and
+        multiply-accumulates are unknown.
     config
-        For a float model: what ``prepare`` would be given; ``TernaryConfig()`` by default.
+        For a float model: the configuration for ``prepare``; ``TernaryConfig()`` by default.
 
     Returns
     -------
     Summary
-        Printable; ``to_json()``.
+        Print it, or use ``to_json()``.
 
     Raises
     ------
     InputError
-        ``model_or_net`` is no module; ``example_inputs`` hold no tensor, or are missing for a
-        network.
+        If ``model_or_net`` is not a module, or ``example_inputs`` hold no tensor or are missing for
+        a network.
     ConfigError
-        ``config`` is none, or names layers that the model does not have.
+        If ``config`` is not a ``TernaryConfig``, or names layers that the model does not have.
     """
     from fatnn_rs.convert.summary_model import model_rows
 

@@ -1,4 +1,4 @@
-"""Rows of ``summary`` for an eager model: its layers, and what prepare makes of them."""
+"""Rows of ``summary`` for a model: its layers, and what ``prepare`` would make of them."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from fatnn_rs.nn.projections import PARTS, is_transposed_linear
 from fatnn_rs.nn.subclass import weight_shape
 from fatnn_rs.swap.candidates import WITHOUT_QUANTIZED, find_candidates
 from fatnn_rs.swap.choose import choose
-from fatnn_rs.swap.look import look, run_float
+from fatnn_rs.swap.execution_order import find_execution_order, run_float
 
 __all__ = ["model_rows"]
 
-#: Name → layer; a float projection of an attention is the attention and the projection's name.
+#: Name → module and ``""``. For a float projection inside ``nn.MultiheadAttention``: the attention
+#: and the projection's name.
 Layers = dict[str, tuple[nn.Module, str]]
 
 
 def model_rows(
     model: nn.Module, arguments: tuple[Any, ...] | None, config: TernaryConfig | None
 ) -> list[SummaryRow]:
-    """Describe every layer of a model; shapes are known where there are arguments to run it with.
+    """Describe every layer of a model. Shapes are known if there are arguments to run it with.
 
     Raises
     ------
     InputError
-        The model fails on the arguments.
+        If the model fails on the arguments.
     """
     layers = _layers(model)
     shapes = {} if arguments is None else _shapes(model, layers, arguments)
     prepared = any(isinstance(module, QuantizedLayer) for module, _ in layers.values())
-    notes = notes_of(model) if prepared else _plan(model, arguments, config)
+    notes = notes_of(model) if prepared else _notes_of_plan(model, arguments, config)
     rows = []
-    # A layer that ran stands where it ran first.
+    # Layers in the order of their first run, then those that did not run.
     for name in [*shapes, *(name for name in layers if name not in shapes)]:
         row = _row(name, *layers[name], shapes.get(name, ()), notes.get(name, ""))
         rows.append(row)
@@ -66,7 +67,7 @@ def _layers(model: nn.Module) -> Layers:
 def _shapes(
     model: nn.Module, layers: Layers, arguments: tuple[Any, ...]
 ) -> dict[str, tuple[int, ...]]:
-    """Run the model in eval mode, and note the shapes of what layers return, in order."""
+    """Run the model in eval mode; return the shapes of layers' results in execution order."""
     shapes: dict[str, tuple[int, ...]] = {}
     handles = []
 
@@ -76,7 +77,7 @@ def _shapes(
             if isinstance(first, Tensor):
                 shapes.setdefault(name, tuple(first.shape))
                 if name.endswith(PARTS[-1]) and isinstance(module, nn.MultiheadAttention):
-                    # Such an attention may call none of its projections.
+                    # A fused attention calls none of its projections.
                     shapes.setdefault(f"{name.removesuffix(PARTS[-1])}out_proj", tuple(first.shape))
 
         return hook
@@ -91,7 +92,7 @@ def _shapes(
             model(*(value.clone() if isinstance(value, Tensor) else value for value in arguments))
         except FatnnError:
             raise
-        except Exception as error:  # the model's own
+        except Exception as error:  # the model may raise anything
             raise InputError(
                 f"summary: {type(model).__name__} fails on the example inputs "
                 f"({type(error).__name__}: {error}); give inputs that the model accepts"
@@ -104,20 +105,20 @@ def _shapes(
     return shapes
 
 
-def _plan(
+def _notes_of_plan(
     model: nn.Module, arguments: tuple[Any, ...] | None, config: TernaryConfig | None
 ) -> dict[str, str]:
-    """Say of every layer of a float model what ``prepare`` would make of it."""
+    """Return a note for every layer of a float model: what ``prepare`` would make of it."""
     given = TernaryConfig() if config is None else config
     try:
         candidates = find_candidates(model, given)
         run = None if arguments is None else run_float(model, candidates.found, arguments)
-        seen = look(model, candidates.found, run)
-        plan = choose(given, candidates.found, candidates.left, seen)
+        order = find_execution_order(model, candidates.found, run)
+        plan = choose(given, candidates.found, candidates.left, order)
     except ConfigError:
         if config is not None:
             raise
-        return {}  # nothing that prepare would take
+        return {}  # prepare would replace no layer
     notes = {name: f"stays float: {why}" for name, why in candidates.left.items()}
     notes |= {name: f"stays float: {why}" for name, why in plan.asked.items()}
     for name, kind in plan.chosen.items():
@@ -163,7 +164,7 @@ def _row(name: str, module: Any, part: str, shape: tuple[int, ...], note: str) -
 
 
 def _macs(module: Any, shape: tuple[int, ...], weight: tuple[int, ...]) -> int:
-    """Multiply-accumulates of a layer with a result of this shape."""
+    """Return the multiply-accumulates of a layer for a result of this shape."""
     if not isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
         return math.prod(shape) * math.prod(weight[1:])
     axes = len(module.kernel_size)
@@ -183,7 +184,7 @@ def _macs(module: Any, shape: tuple[int, ...], weight: tuple[int, ...]) -> int:
 
 
 def _other_row(model: nn.Module, name: str, note: str) -> SummaryRow:
-    """Describe a layer that is no module of these classes: one inside a scripted module."""
+    """Describe a layer of no known class, such as one inside a scripted module."""
     module: Any = dict(named_modules(model)).get(name)
     parameters = () if module is None else module.parameters()
     return SummaryRow(
@@ -201,7 +202,7 @@ def _other_row(model: nn.Module, name: str, note: str) -> SummaryRow:
 
 
 def _weight_shape(module: Any, part: str) -> tuple[int, ...]:
-    """Shape of a layer's weight, [out, ...]; of modules with several, nothing."""
+    """Return the shape of a layer's weight, [out, ...]; (0,) if it has none."""
     if part:
         packed = module.in_proj_weight
         own = (
@@ -214,6 +215,6 @@ def _weight_shape(module: Any, part: str) -> tuple[int, ...]:
     if is_transposed_linear(module):
         return tuple(module.weight.t().shape)
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-        return tuple(weight_shape(module))  # the weight itself may be computed
+        return tuple(weight_shape(module))  # without computing a parametrized weight
     weight = module._parameters.get("weight")
     return (0,) if weight is None or nn.parameter.is_lazy(weight) else tuple(weight.shape)

@@ -1,4 +1,4 @@
-"""Trial runs of a new network against its model, on the example and at other batch sizes."""
+"""Compare a new network with its model: on the example, other values, sizes and batches."""
 
 from __future__ import annotations
 
@@ -18,46 +18,43 @@ __all__ = ["check_batches", "check_outputs", "check_sizes", "check_values"]
 
 
 def check_outputs(results: Any, expected: Any) -> None:
-    """Compare what a network and its model returned for the example.
+    """Compare the outputs of a network and its model for the example.
 
     Raises
     ------
     ConversionError
-        They differ: the model does something that the conversion did not see.
+        If they differ: the model does something that the capture did not record.
     """
     if problem := same_values(results, expected):
         raise ConversionError(
             "the converted network does not give the model's outputs on the example inputs "
-            f"({problem}), so it is "
-            "refused: forward does something that the conversion does not see. Look for writes "
-            "into tensors, state "
-            "outside of modules and patched functions in forward, or leave layers out with "
-            "TernaryConfig(skip=...)"
+            f"({problem}), so it is refused: forward does something that the conversion does not "
+            "see. Look for writes into tensors, state outside of modules and patched functions in "
+            "forward, or leave layers out with TernaryConfig(skip=...)"
         )
 
 
 def check_values(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
-    """Compare network and model on other values: five times the example's, and their negatives.
+    """Compare network and model on five times the example's values, and on their negatives.
 
     Raises
     ------
     ConversionError
-        They differ: the model branches on values, which the example decided.
+        If they differ: the model branches on values, and the capture followed one branch.
     """
     for factor in (5.0, -1.0):
         given = other_values(arguments, factor)
         try:
             expected = replica(model)(*copies(given))
-        except Exception:  # values that the model refuses
+        except Exception:  # the model refuses these values
             continue
         problem, _ = _difference(net, given, expected)
         if problem:
             raise ConversionError(
                 f"the converted network does not give the model's outputs on {factor:g} times the "
-                "example inputs "
-                f"({problem}), so it is refused: forward seems to branch on values (a try around a "
-                "comparison, say); "
-                "compute both ways and choose with torch.where"
+                f"example inputs ({problem}), so it is refused: forward seems to branch on values "
+                "(for example with try around a comparison); compute both ways and choose with "
+                "torch.where"
             )
 
 
@@ -74,22 +71,24 @@ def check_sizes(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...
     ):
         return
     given = tuple(
-        _larger(value) if isinstance(value, Tensor) and value.dim() in (3, 4) else value
+        _two_pixels_larger(value) if isinstance(value, Tensor) and value.dim() in (3, 4) else value
         for value in arguments
     )
     try:
         expected = replica(model)(*copies(given))
-    except Exception:  # the model takes no such maps
+    except Exception:  # the model refuses this size
         return
     problem, is_rounding = _difference(net, given, expected)
     if problem and not is_rounding:
         for node in inputs:
             node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(1, len(node.shape))})
-        net.graph.notes.append(f"sizes are fixed to the example's, for with two more {problem}")
+        net.graph.notes.append(
+            f"sizes are fixed to the example's: with two more pixels per axis, {problem}"
+        )
 
 
-def _larger(value: Tensor) -> Tensor:
-    """Repeat the last two elements of every axis behind the channels."""
+def _two_pixels_larger(value: Tensor) -> Tensor:
+    """Add two pixels to every spatial axis: copies of the last one."""
     layout = layout_of(value)
     for dim in range(2, value.dim()):
         size = value.shape[dim]
@@ -102,9 +101,8 @@ def _larger(value: Tensor) -> Tensor:
 def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
     """Compare network and model at three other batch sizes; if they differ, fix the example's.
 
-    Sizes that the model refuses are not compared. Small differences are rounding: torch chooses how
-    it convolves, and in which memory format results come, also by whether there is one image and
-    one thread. They get a note.
+    Sizes that the model refuses are not compared. Small differences get a note: they are rounding,
+    because torch chooses its convolution and its memory format also by batch size and thread count.
     """
     inputs = [node for node in net.graph.nodes if node.op == "input"]
     tensors = [value for value in arguments if isinstance(value, Tensor)]
@@ -117,41 +115,41 @@ def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, .
         return
     (size,) = sizes
     for batch in {1, 2, size + 1} - {size}:
-        given = tuple(_of_batch(value, batch) for value in arguments)
+        given = tuple(_with_batch_size(value, batch) for value in arguments)
         try:
             expected = replica(model)(*copies(given))
-        except Exception:  # the model takes no such batch
+        except Exception:  # the model refuses this batch size
             continue
         problem, is_rounding = _difference(net, given, expected)
         if problem and not is_rounding:
             for node in inputs:
                 node.attrs["fixed"] = sorted({0, *node.attrs["fixed"]})
-            net.graph.notes.append(f"the batch is fixed to {size}, for at {batch} {problem}")
+            net.graph.notes.append(f"the batch is fixed to {size}: at {batch}, {problem}")
             return
         if problem:
             net.graph.notes.append(
-                f"at batch {batch} torch's float layers round otherwise than at {size}: {problem}"
+                f"at batch {batch} torch's float layers round differently than at {size}: {problem}"
             )
 
 
-#: Differences up to this share of the largest value count as rounding.
+#: Differences of at most this fraction of the largest value count as rounding.
 _ROUNDING = 0.05
 
 
 def _difference(net: TernaryNetwork, given: tuple[Any, ...], expected: Any) -> tuple[str, bool]:
-    """Say how a network differs from what its model returned, and whether that may be rounding."""
+    """Describe how a network's outputs differ from its model's, and whether by rounding only."""
     try:
         got = net(*copies(given))
-    except InputError:  # a size that it refuses in words
+    except InputError:  # the network refuses this size with a clear error
         return "", False
-    except Exception as error:  # whatever runs in torch may raise
+    except Exception as error:  # torch nodes may raise anything
         return f"it fails ({type(error).__name__}: {str(error)[:200]})", False
     problem = same_values(got, expected)
     return problem, bool(problem) and same_values(got, expected, _ROUNDING) == ""
 
 
-def _of_batch(value: Any, batch: int) -> Any:
-    """Repeat or drop samples of a tensor, so that there are ``batch``."""
+def _with_batch_size(value: Any, batch: int) -> Any:
+    """Repeat or drop samples of a tensor to get a batch of ``batch``."""
     if not isinstance(value, Tensor) or len(value) == batch or not len(value):
         return value
     index = torch.arange(batch, dtype=torch.int64, device="cpu") % len(value)

@@ -1,9 +1,9 @@
-"""``verify``: whether the converted network computes the model's codes.
+"""``verify``: check that a converted network computes the model's codes.
 
-Both run on the same inputs. In the model, a hook on every ternary layer's quantizer takes what it
-returns; in the network, an observer takes the packed codes each ternary layer really reads. The two
-are compared code by code. The codes of int8 layers never leave the engine: what such a layer makes
-shows in the codes behind it, and in the outputs.
+Both run on the same inputs. In the model, hooks record the results of every ternary layer's
+quantizer. In the network, an observer records the packed codes that every ternary layer reads. They
+are compared code by code. The codes of int8 layers never leave the engine; errors in them show in
+the codes of later layers and in the outputs.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ __all__ = ["VerifyReport", "VerifyRow", "max_abs_diff", "unpacked", "verify"]
 
 @dataclass(frozen=True)
 class VerifyRow:
-    """One run of one ternary layer.
+    """One call of one ternary layer.
 
     Attributes
     ----------
     layer
         Qualified name.
     call
-        Which of the layer's runs, from 0.
+        Number of the layer's call, from 0.
     codes
-        How many codes it read.
+        Number of codes that it read.
     different
-        How many of them differ between model and network.
+        Number of these codes that differ between model and network.
     behind_residual
-        Whether a residual addition lies before it.
+        Whether its input depends on a residual addition.
     """
 
     layer: str
@@ -61,24 +61,23 @@ class VerifyRow:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """How a network compares with its model. Print it, or take ``to_json()``.
+    """The result of a comparison. Print it, or use ``to_json()``.
 
     Attributes
     ----------
     codes_total, codes_different
-        Over all ternary layers.
+        Number of codes that ternary layers read, and of those that differ.
     codes_behind_residual, codes_behind_residual_different
-        The share of those in layers that a residual addition precedes.
+        The same for layers whose input depends on a residual addition.
     max_abs_diff
-        Greatest absolute difference between the outputs; NaN in the same place on both sides counts
-        as equal.
+        Largest absolute difference between outputs. Two NaNs count as equal.
     top1_agreement
-        Share of rows whose greatest output is at the same index; None where no output has two
+        Share of rows whose largest output is at the same index; None if no output has two
         dimensions.
     not_compared
-        Ternary and int8 layers that the network left to torch.
+        Ternary and int8 layers that the network runs in torch.
     rows
-        One for every run of a ternary layer.
+        One row per call of a ternary layer.
     """
 
     codes_total: int
@@ -92,7 +91,7 @@ class VerifyReport:
 
     @property
     def identical(self) -> bool:
-        """Whether the network ran every quantized layer and no code and no output differs."""
+        """Whether the engine ran every quantized layer, and no code and no output differs."""
         return self.codes_different == 0 and self.max_abs_diff == 0.0 and not self.not_compared
 
     def to_json(self) -> str:
@@ -113,12 +112,11 @@ class VerifyReport:
         top1 = "" if self.top1_agreement is None else f", top-1 agreement {self.top1_agreement:.4%}"
         lines = [
             render(
-                ["layer", "call", "codes", "different", "behind residual"], cells, right=(1, 2, 3)
+                ["layer", "call", "codes", "different", "after residual"], cells, right=(1, 2, 3)
             ),
             f"{self.codes_different:,} of {self.codes_total:,} codes differ "
-            f"({self.codes_behind_residual_different:,} of {self.codes_behind_residual:,} behind a "
-            "residual addition); "
-            f"outputs differ by at most {self.max_abs_diff:g}{top1}",
+            f"({self.codes_behind_residual_different:,} of {self.codes_behind_residual:,} after a "
+            f"residual addition); outputs differ by at most {self.max_abs_diff:g}{top1}",
         ]
         if self.not_compared:
             lines.append(f"left in torch, not compared: {', '.join(self.not_compared)}")
@@ -126,15 +124,15 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
-class _Codes:
-    """Codes of one run of a layer: levels, how the layer pads them, and their kind."""
+class _LayerCodes:
+    """Codes of one call of a layer: levels, the layer's padding, and the kind of activations."""
 
     levels: Tensor
     around: list[int]
     kind: str
 
     def as_in(self, other: Tensor) -> Tensor:
-        """Return them in the packed format, padded if the network pads before it quantizes."""
+        """Return the codes to pack, padded if the network's codes ``other`` include the padding."""
         levels = self.levels
         if levels.numel() != other.numel() and any(self.around):
             levels = functional.pad(levels, self.around)
@@ -142,12 +140,12 @@ class _Codes:
 
 
 @contextmanager
-def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_Codes]]]:
-    """Collect, by hooks, the codes of every run of every ternary layer of a model.
+def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_LayerCodes]]]:
+    """Record the codes of every call of every ternary layer of a model, by hooks.
 
-    An int8 layer that ran has an empty list.
+    An int8 layer that was called has an empty list.
     """
-    taken: dict[str, list[_Codes]] = {}
+    taken: dict[str, list[_LayerCodes]] = {}
     handles = []
 
     def hook_for(name: str, layer: Any) -> Any:
@@ -158,10 +156,9 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_Codes]]]:
             codes, around = output.detach(), [0, 0]
             if getattr(layer, "padding", 0) == "same" and layer.padding_mode == "zeros":
                 around = layer._reversed_padding_repeated_twice
-            # As stored in the packed format. Levels of no kind are another model's, and differ as
-            # they are.
+            # Levels of no known kind belong to another model; they will differ.
             kind = act_kind(module.levels) or "full"
-            taken.setdefault(name, []).append(_Codes(codes, around, kind))
+            taken.setdefault(name, []).append(_LayerCodes(codes, around, kind))
 
         return hook
 
@@ -175,44 +172,44 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_Codes]]]:
 
 
 class _NetworkCodes:
-    """Takes the codes that each ternary layer of a network reads, as int8 in eager order.
+    """Records the codes that each ternary layer of a network reads, as int8 in torch's layout.
 
-    An int8 layer that ran has an empty list, as in the eager model.
+    An int8 layer that was called has an empty list, as in :func:`_eager_codes`.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.taken: dict[str, list[Tensor]] = {}
-        self.behind: dict[str, bool] = {}
-        self._added = _behind_addition(graph)
+        self.after_residual: dict[str, bool] = {}
+        self._added = _after_addition(graph)
 
     def __call__(self, node: Node, result: Any, values: list[Any]) -> None:
         products = products_of(node.op)
         if products == "int8":
-            self.taken[node.layer], self.behind[node.layer] = [], False
+            self.taken[node.layer], self.after_residual[node.layer] = [], False
         if products != "codes":
             return
         self.taken.setdefault(node.layer, []).append(unpacked(node, values[0]))
-        self.behind[node.layer] = (
-            self.behind.get(node.layer, False) or node.inputs[0] in self._added
+        self.after_residual[node.layer] = (
+            self.after_residual.get(node.layer, False) or node.inputs[0] in self._added
         )
 
 
 def unpacked(node: Node, codes: Tensor) -> Tensor:
-    """Return the packed codes that a layer reads as int8, channels second."""
+    """Unpack the codes that a layer reads, to int8 with channels second."""
     a = node.attrs
     kind = code_type(a["act"])
     made = torch.ops.fatnn_rs.unpack_codes(codes, a["channels"], a["groups"], kind)
     return squeeze_to(made.permute(0, 3, 1, 2), a["dims"])
 
 
-def _behind_addition(graph: Graph) -> set[str]:
-    """Values that depend on an addition of two tensors."""
-    behind: set[str] = set()
+def _after_addition(graph: Graph) -> set[str]:
+    """Return the names of values that depend on an addition of two tensors."""
+    after: set[str] = set()
     for node in graph.nodes:
         adds = node.op == "add" or (node.op == "conv_float" and len(node.inputs) == 2)
-        if adds or any(name in behind for name in node.inputs):
-            behind.add(node.name)
-    return behind
+        if adds or any(name in after for name in node.inputs):
+            after.add(node.name)
+    return after
 
 
 @torch.no_grad()
@@ -222,9 +219,9 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     Parameters
     ----------
     model
-        The eager model, in eval mode.
+        The prepared and trained model, in eval mode.
     net
-        What :func:`fatnn_rs.convert.convert` made of it (or what was loaded from its file).
+        The network that :func:`fatnn_rs.convert.convert` made of it, or that was loaded.
     inputs
         A tensor, a tuple of the model's positional arguments, or a dict of keyword arguments.
 
@@ -235,11 +232,11 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     Raises
     ------
     ConversionError
-        Where the model holds no ternary or int8 layer or some module of it is in training mode,
-        where the network is not a :class:`TernaryNetwork`, where their layers or outputs do not
-        correspond, or where nothing was compared.
+        If the model has no ternary or int8 layer or a module in training mode, if ``net`` is not a
+        :class:`TernaryNetwork`, if their layers or outputs do not correspond, or if nothing could
+        be compared.
     InputError
-        Where ``inputs`` hold no tensor, or the network refuses them.
+        If ``inputs`` hold no tensor, or the network refuses them.
     """
     model = unwrapped(model)
     if not isinstance(model, nn.Module):
@@ -252,8 +249,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     if not quantized_layers(model):
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to "
-            "compare; give the prepared "
-            "and trained model that was converted"
+            "compare; give the prepared and trained model that was converted"
         )
     for name, module in model.named_modules():
         if module.training:
@@ -275,8 +271,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     if strange:
         raise ConversionError(
             f"the network ran quantized layers that the model did not: {', '.join(strange)}; the "
-            "network was not "
-            "converted from this model"
+            "network was not converted from this model"
         )
     rows = tuple(row for name in eager for row in _compare_layer(name, eager[name], observer))
     report = VerifyReport(
@@ -295,8 +290,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     ):
         raise ConversionError(
             "no code was compared: the inputs hold no element, or every quantized layer runs in "
-            "torch; give a real "
-            "batch"
+            "torch; give a real batch"
         )
     return report
 
@@ -308,7 +302,9 @@ def _cloned(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _compare_layer(name: str, eager: list[_Codes], observer: _NetworkCodes) -> Iterator[VerifyRow]:
+def _compare_layer(
+    name: str, eager: list[_LayerCodes], observer: _NetworkCodes
+) -> Iterator[VerifyRow]:
     packed = observer.taken.get(name)
     if packed is None:
         return
@@ -323,15 +319,14 @@ def _compare_layer(name: str, eager: list[_Codes], observer: _NetworkCodes) -> I
         if one.numel() != other.numel():
             raise ConversionError(
                 f"layer {name!r} reads {tuple(one.shape)} in the model and {tuple(other.shape)} in "
-                "the network: the "
-                "network was not converted from this model"
+                "the network: the network was not converted from this model"
             )
         different = int((one.reshape(-1) != other.reshape(-1)).sum())
-        yield VerifyRow(name, call, one.numel(), different, observer.behind[name])
+        yield VerifyRow(name, call, one.numel(), different, observer.after_residual[name])
 
 
 def _padded_as(packed: Tensor, eager: Tensor, kind: str) -> Tensor:
-    """Put zeros around a network's codes, where the model padded in front of the quantizer."""
+    """Pad a network's codes with zeros if the model padded before the quantizer."""
     if packed.dim() != eager.dim() or packed.shape[:2] != eager.shape[:2]:
         return packed
     more = [one - other for one, other in zip(eager.shape, packed.shape, strict=True)][2:]
@@ -352,21 +347,19 @@ def _tensor_pairs(expected: Any, result: Any) -> list[tuple[Tensor, Tensor]]:
     if len(left) != len(right) or any(a.shape != b.shape for a, b in pairs):
         raise ConversionError(
             f"the model's outputs {[tuple(a.shape) for a in left if isinstance(a, Tensor)]} and "
-            "the network's "
-            f"{[tuple(b.shape) for b in right if isinstance(b, Tensor)]} do not correspond: the "
-            "network was not "
-            "converted from this model"
+            f"the network's {[tuple(b.shape) for b in right if isinstance(b, Tensor)]} do not "
+            "correspond: the network was not converted from this model"
         )
     return pairs
 
 
 def max_abs_diff(expected: Any, result: Any) -> float:
-    """Greatest absolute difference between tensors of two results; NaN equals NaN."""
+    """Return the largest absolute difference between two results; two NaNs count as equal."""
     greatest = 0.0
     for one, other in _tensor_pairs(expected, result):
         if not one.numel():
             continue
-        # Equal bits first: the difference of two equal infinities is NaN.
+        # Excluded from the difference: infinity minus infinity is NaN.
         equal = (one == other) | ((one != one) & (other != other))
         difference = (one.double() - other.double()).abs().masked_fill(equal, 0.0)
         greatest = max(greatest, float(difference.nan_to_num(nan=float("inf")).max()))

@@ -66,7 +66,7 @@ def quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
     if len(thresholds) not in (2, 3) or not all(a <= b for a, b in pairwise(thresholds)):
         raise InputError(
             "fatnn_rs::quantize: thresholds: expected two or three numbers, none below the one "
-            f"before, got {list(thresholds)}; infinity stands for a level that nothing reaches"
+            f"before, got {list(thresholds)}; infinity marks a level that no input reaches"
         )
     batch, channels = x.shape[0], x.shape[1]
     check_groups("quantize", channels, groups)

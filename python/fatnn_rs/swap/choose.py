@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fatnn_rs.config import TernaryConfig, matches
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.swap.candidates import Candidate, has_small_groups
-from fatnn_rs.swap.look import Look
+from fatnn_rs.swap.execution_order import ExecutionOrder
 
 __all__ = ["Kind", "Plan", "choose"]
 
@@ -49,7 +49,7 @@ def choose(
     config: TernaryConfig,
     candidates: Mapping[str, Candidate],
     left_float: Mapping[str, str],
-    look: Look,
+    execution: ExecutionOrder,
 ) -> Plan:
     """Apply the options to the layers.
 
@@ -61,7 +61,7 @@ def choose(
         Name → layer that can be quantized.
     left_float
         Name → why a layer stays float regardless of the options.
-    look
+    execution
         The order of execution, and which layers feed only BatchNorm.
 
     Raises
@@ -76,7 +76,10 @@ def choose(
             if not any(matches(pattern, name) for name in known_names):
                 known = ", ".join(candidates)
                 raise ConfigError(f"{what}: {pattern!r} matches no layer; the layers are: {known}")
-    first_last = (("first", config.first, look.order[0]), ("last", config.last, look.order[-1]))
+    first_last = (
+        ("first", config.first, execution.order[0]),
+        ("last", config.last, execution.order[-1]),
+    )
     int8 = {name: f"{which}='int8'" for which, kind, name in first_last if kind == "int8"}
     left = {name: f"{which}='float'" for which, kind, name in first_last if kind == "float"}
     depthwise = {name for name, candidate in candidates.items() if has_small_groups(candidate)}
@@ -88,7 +91,7 @@ def choose(
         if any(matches(pattern, name) for pattern in config.skip):
             left[name] = "skip"
     chosen = {
-        name: Kind(int8=name in int8, scale=name not in look.feeds_norm)
+        name: Kind(int8=name in int8, scale=name not in execution.feeds_norm)
         for name in candidates
         if name not in left
     }

@@ -1,4 +1,4 @@
-"""Steps with Python control flow, and sizes as numbers."""
+"""Steps with branches and loops in Python, and with sizes used as numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["ControlFlowSteps"]
 
 
 class ControlFlowSteps(StepBuilder):
-    """Branches and loops that depend on shapes or values."""
+    """Steps that depend on shapes or values in Python."""
 
     def branch(self) -> bool:
         b = self.x.shape[0]

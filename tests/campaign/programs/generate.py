@@ -64,7 +64,7 @@ SPECIAL: dict[str, str] = {
 
 
 def _inputs(rng: random.Random, shape: tuple[int, ...]) -> list[tuple[str, str]]:
-    """Return other inputs than the example, each a label and an expression."""
+    """Draw inputs that differ from the example: pairs of a label and an expression."""
     rest = shape[1:]
     found = []
     for batch in rng.sample([1, 2, 3, 4, 5, 7], 2):

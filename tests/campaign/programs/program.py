@@ -69,15 +69,12 @@ class Program:
 
     def training(self) -> str:
         return (
-            "model.train()\n"
-            "optimizer = torch.optim.SGD(fatnn.param_groups(model, weight_decay=1e-4), lr=0.01)\n"
-            "for _ in range(2):\n"
-            "    leaves = torch.utils._pytree.tree_leaves(model(*(t.clone() if torch.is_tensor(t) else t for t in example)))\n"
-            "    loss = sum(t.square().mean() for t in leaves if torch.is_tensor(t) and t.requires_grad)\n"
-            "    optimizer.zero_grad()\n"
-            "    loss.backward()\n"
-            "    optimizer.step()\n"
-            "model.eval()\n"
+            "model.train()\noptimizer = torch.optim.SGD(fatnn.param_groups(model, "
+            "weight_decay=1e-4), lr=0.01)\nfor _ in range(2):\n    leaves = "
+            "torch.utils._pytree.tree_leaves(model(*(t.clone() if torch.is_tensor(t) else t for t "
+            "in example)))\n    loss = sum(t.square().mean() for t in leaves if torch.is_tensor(t) "
+            "and t.requires_grad)\n    optimizer.zero_grad()\n    loss.backward()\n    "
+            "optimizer.step()\nmodel.eval()\n"
         )
 
     def set_norm_values(self) -> str:

@@ -193,7 +193,7 @@ class TensorSteps(StepBuilder):
         return self.add(form[:60], [], form.split("; "))
 
     def masks(self) -> bool:
-        """Masks, ids and choices, which are made of floats here, of sizes, or of constants."""
+        """Add a mask, an embedding or a choice, made of floats, sizes or constants."""
         x, name, n = self.x, self.name("m"), self.number()
         last = x.shape[-1] if x.dim() else 1
         form = self.pick(

@@ -47,8 +47,8 @@ def compiled(task: BenchTask, path: Path, **properties: Any) -> BuiltPeer:
     )
 
 
-class _Stack(ctypes.Structure):
-    """``stack_t`` on Linux."""
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of Linux, for ``sigaltstack``."""
 
     _fields_ = (("base", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
@@ -63,7 +63,7 @@ def _own_signal_stack() -> Iterator[None]:
     sigaltstack = (
         getattr(ctypes.CDLL(None), "sigaltstack", None) if sys.platform == "linux" else None
     )
-    before = _Stack()
+    before = _SignalStack()
     if sigaltstack is None or sigaltstack(None, ctypes.byref(before)):
         yield
         return

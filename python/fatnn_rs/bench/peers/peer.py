@@ -60,8 +60,8 @@ class Peer:
         them, the processor emulates the precision. Empty: every processor can compute in it.
     file
         The file that it reads: an attribute of :class:`fatnn_rs.bench.export.BenchTask`. Such a
-        peer is built in a child process first (:mod:`fatnn_rs.bench.first_build`). None where it
-        runs the model itself.
+        peer is built in a child process first (:mod:`fatnn_rs.bench.first_build`). None if it runs
+        the PyTorch model.
     """
 
     describe: str

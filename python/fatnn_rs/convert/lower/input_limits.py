@@ -45,7 +45,7 @@ def fix_input_sizes(graph: Graph, why: str, first: int = 0) -> None:
         if node.op == "input":
             node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(first, len(node.shape))})
     graph.notes.append(
-        f"input sizes are fixed to the example's{', but for the batch' if first else ''}: {why}"
+        f"input sizes are fixed to the example's{', except the batch' if first else ''}: {why}"
     )
 
 

@@ -129,12 +129,12 @@ def _check(graph: Graph, chain: _Chain, quantizer: Node) -> str:
                 return "channels become pixels on the way"
             if quantizer.attrs["groups"] % step.attrs["groups"]:
                 return "the quantizer's groups are no part of the transposed layer's"
-        if pooled and kind in ("scalar", "channel") and not _rises(graph, step):
+        if pooled and kind in ("scalar", "channel") and not _is_nondecreasing(graph, step):
             return f"{step.op} after the max-pool may decrease"
     return ""
 
 
-def _rises(graph: Graph, node: Node) -> bool:
+def _is_nondecreasing(graph: Graph, node: Node) -> bool:
     row = FLOAT_OPS[node.op]
     return row.nondecreasing(
         node, {role: graph.tensors[name] for role, name in node.tensors.items()}
@@ -146,7 +146,7 @@ def _monotone(graph: Graph, node: Node) -> bool:
     return (
         FLOAT_OPS[node.op].affine
         or _kind(node) in ("pool", "shape", "select")
-        or _rises(graph, node)
+        or _is_nondecreasing(graph, node)
     )
 
 

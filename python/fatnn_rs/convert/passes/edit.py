@@ -24,7 +24,7 @@ class GraphEdit:
         self.graph = graph
         #: Value → the node that makes it.
         self.producers = graph.index()
-        #: Value → its readers, once per read; None stands for the graph's outputs.
+        #: Value → its readers, once per read; None means the graph's outputs.
         self.readers = graph.users()
         self._replaced: dict[int, list[Node]] = {}
 

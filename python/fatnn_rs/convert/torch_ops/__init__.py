@@ -24,18 +24,18 @@ RUNTIME_OPS: dict[str, Callable[[Node, Mapping[str, Tensor]], Callable[..., Any]
 }
 
 
-#: Functions of one element that torch computes by one formula in vectors and by another in what is
-#: left over at the end.
+#: Elementwise functions that torch computes by one formula in whole vectors, and by another for the
+#: remaining elements.
 _EVERYWHERE = ("sigmoid", "silu", "tanh")
 
-#: More elements than any processor's vectors hold in one step of torch's loops, a power of two.
+#: A power of two that is larger than the step of torch's vectorized loops on any CPU.
 _STEP = 256
 
 
 def _whole_vectors(value: Any) -> bool:
-    """Whether torch goes over all elements in whole vectors: no bit depends on where they are.
+    """Whether torch computes all elements in whole vectors, so that their order changes no bit.
 
-    Copies into another memory format and back would take longer than the function.
+    Copies to another memory format and back, which this avoids, take longer than the function.
     """
     return (
         isinstance(value, Tensor)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fatnn_rs.contained import named_modules
 
-__all__ = ["all_or_nothing", "same_random_numbers"]
+__all__ = ["preserve_rng_state", "restore_on_error"]
 
 _HOOKS = (
     "_forward_hooks",
@@ -34,7 +34,7 @@ _HOOKS = (
 
 
 @contextmanager
-def all_or_nothing(model: nn.Module) -> Iterator[list[Callable[[], None]]]:
+def restore_on_error(model: nn.Module) -> Iterator[list[Callable[[], None]]]:
     """Restore a model if the body raises anything, ``KeyboardInterrupt`` included.
 
     Modules' attributes, children, classes, hooks and buffers are restored.
@@ -98,7 +98,7 @@ def all_or_nothing(model: nn.Module) -> Iterator[list[Callable[[], None]]]:
 
 
 @contextmanager
-def same_random_numbers() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Restore the random number generators of torch, NumPy and Python after the body."""
     state = torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda._initialized else []

@@ -1,4 +1,4 @@
-"""Find the order of execution and who reads which weight, by tracing and running the model."""
+"""Find the layers' order of execution and all uses of their weights: trace and run the model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fatnn_rs.nn.projections import PARTS
 from fatnn_rs.replica import replica
 from fatnn_rs.swap.candidates import Candidate
 
-__all__ = ["Look", "Run", "look", "run_float"]
+__all__ = ["ExecutionOrder", "FloatRun", "find_execution_order", "run_float"]
 
 
 @dataclass
-class Look:
-    """Results of tracing.
+class ExecutionOrder:
+    """The order in which layers run.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Look:
 
 
 @dataclass
-class Run:
+class FloatRun:
     """Results of running the float model in eval mode.
 
     Attributes
@@ -70,7 +70,7 @@ class _Tracer(torch.fx.Tracer):
         return kept or super().is_leaf_module(m, module_qualified_name)
 
 
-def _in_copy(
+def _layers_in_copy(
     copied: nn.Module, model: nn.Module, candidates: Mapping[str, Candidate]
 ) -> dict[nn.Module, list[str]]:
     """Return module of the copy → names of its layers; an attention holds several."""
@@ -82,13 +82,15 @@ def _in_copy(
     return made
 
 
-def look(model: nn.Module, candidates: Mapping[str, Candidate], run: Run | None) -> Look:
+def find_execution_order(
+    model: nn.Module, candidates: Mapping[str, Candidate], run: FloatRun | None
+) -> ExecutionOrder:
     """Trace ``model`` for the order of execution.
 
     If tracing fails, use the order of ``run``, or without a run the order of registration.
     """
     traced = replica(model)
-    names = _in_copy(traced, model, candidates)
+    names = _layers_in_copy(traced, model, candidates)
     register_contained(traced)
     outs = _projections_after(candidates)
     try:
@@ -115,8 +117,8 @@ def look(model: nn.Module, candidates: Mapping[str, Candidate], run: Run | None)
             feeds_norm[name] = is_whole and only_norm and feeds_norm.get(name, True)
     if not order:
         ran = run.order if run is not None else []
-        return Look(ran or list(candidates))
-    return Look(order, {name for name, only_norm in feeds_norm.items() if only_norm})
+        return ExecutionOrder(ran or list(candidates))
+    return ExecutionOrder(order, {name for name, only_norm in feeds_norm.items() if only_norm})
 
 
 def _projections_after(candidates: Mapping[str, Candidate]) -> dict[str, list[str]]:
@@ -129,10 +131,10 @@ def _projections_after(candidates: Mapping[str, Candidate]) -> dict[str, list[st
     return after
 
 
-class _Watch(TorchFunctionMode):
-    """Records who uses the weights of layers outside of these layers."""
+class _WeightUses(TorchFunctionMode):
+    """Records which functions and modules use a layer's weight outside of the layer."""
 
-    def __init__(self, run: Run, weights: dict[int, list[str]]) -> None:
+    def __init__(self, run: FloatRun, weights: dict[int, list[str]]) -> None:
         super().__init__()
         self._run, self._weights = run, weights
         self.stack: list[str] = []
@@ -154,8 +156,8 @@ class _Watch(TorchFunctionMode):
 
 
 @torch.no_grad()
-def run_float(model: nn.Module, candidates: Mapping[str, Candidate], inputs: Any) -> Run:
-    """Run a copy of a float model once in eval mode, and record what happens.
+def run_float(model: nn.Module, candidates: Mapping[str, Candidate], inputs: Any) -> FloatRun:
+    """Run a copy of a float model once in eval mode; record calls and uses of weights.
 
     Raises
     ------
@@ -166,13 +168,13 @@ def run_float(model: nn.Module, candidates: Mapping[str, Candidate], inputs: Any
     modules = dict(named_modules(copied))
     for module in modules.values():
         module.training = False
-    layers = _in_copy(copied, model, candidates)
+    layers = _layers_in_copy(copied, model, candidates)
     outs = _projections_after(candidates)
-    run = Run()
-    watch = _Watch(run, _weights(copied, layers))
+    run = FloatRun()
+    watch = _WeightUses(run, _unshared_weights(copied, layers))
     handles: list[Any] = []
 
-    def watched(name: str, module: nn.Module) -> None:
+    def add_hooks(name: str, module: nn.Module) -> None:
         names = layers.get(module, [])
         quiet = bool(names) or type(module).__module__.startswith("torch.nn.modules.")
 
@@ -196,14 +198,16 @@ def run_float(model: nn.Module, candidates: Mapping[str, Candidate], inputs: Any
             continue
         if module not in layers and isinstance(module, containers):
             continue
-        watched(name, module)
+        add_hooks(name, module)
     watch.stack.append("")
     with watch:
         run_example(copied, inputs)
     return run
 
 
-def _weights(copied: nn.Module, layers: Mapping[nn.Module, list[str]]) -> dict[int, list[str]]:
+def _unshared_weights(
+    copied: nn.Module, layers: Mapping[nn.Module, list[str]]
+) -> dict[int, list[str]]:
     """Return ``id`` of a weight → names of its layers, for weights no other torch module has."""
     torchs = [m for m in copied.modules() if type(m).__module__.startswith("torch.nn.")]
     others = {id(p) for m in torchs if m not in layers for p in m._parameters.values()}

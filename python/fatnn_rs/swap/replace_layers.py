@@ -1,4 +1,4 @@
-"""Make quantized layers, and put them in place of the float ones."""
+"""Make quantized layers, and replace the float layers by them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ from fatnn_rs.nn.readers import expected_readers, reader_class
 from fatnn_rs.nn.watch import StepsWatch
 from fatnn_rs.swap.candidates import Candidate, Candidates
 from fatnn_rs.swap.choose import Kind, Plan
-from fatnn_rs.swap.look import Run
+from fatnn_rs.swap.execution_order import FloatRun
 
-__all__ = ["place"]
+__all__ = ["replace_layers"]
 
 
-def place(
-    model: nn.Module, config: TernaryConfig, candidates: Candidates, plan: Plan, run: Run | None
+def replace_layers(
+    model: nn.Module,
+    config: TernaryConfig,
+    candidates: Candidates,
+    plan: Plan,
+    run: FloatRun | None,
 ) -> list[Callable[[], None]]:
     """Swap the chosen layers.
 
@@ -104,7 +108,7 @@ def _readers(
     model: nn.Module,
     layers: dict[nn.Module, QuantizedLayer],
     candidates: Candidates,
-    run: Run | None,
+    run: FloatRun | None,
 ) -> dict[nn.Module, list[nn.Module]]:
     """Find modules that multiply by layers' weights, from a run or from the modules' code."""
     if run is None:
