@@ -23,7 +23,7 @@ from torch import Tensor
 from fatnn_rs import _core
 from fatnn_rs.convert.fma import fma, same_bits, slope
 from fatnn_rs.convert.graph import Graph, Node, refs
-from fatnn_rs.convert.lower.strides import VIEWS
+from fatnn_rs.convert.lower.strides import is_view
 from fatnn_rs.convert.torch_ops.floats import FLOAT_OPS
 from fatnn_rs.errors import FormatError, LimitError, UnsupportedError
 from fatnn_rs.operations import OPERATIONS, makes_codes, products_of
@@ -210,7 +210,7 @@ def _reasons_outside_engine(
 
 def _keeps_strides(node: Node, found: Mapping[str, Reason]) -> bool:
     """Whether a node makes a view whose strides matter, or a view of such a view."""
-    if node.op not in VIEWS:
+    if not is_view(node):
         return False
     return "layout" in node.attrs or found.get(node.inputs[0], ("", ""))[0] == "strides"
 

@@ -8,12 +8,14 @@ reads such a view, the view gets the ``layout`` of that tensor and runs in torch
 from __future__ import annotations
 
 from fatnn_rs.convert.graph import Graph, Node
-from fatnn_rs.operations import OPERATIONS
+from fatnn_rs.operations import OPERATIONS, form_of
 
-__all__ = ["VIEWS", "keep_strides"]
+__all__ = ["is_view", "keep_strides"]
 
-#: Operations whose result may share its input's memory.
-VIEWS = frozenset({"slice", "expand", "permute", "squeeze", "unsqueeze", "reshape", "flatten"})
+
+def is_view(node: Node) -> bool:
+    """Whether a node's result may share the memory of its first input."""
+    return form_of(node.op) == "shape" and (len(node.inputs) == 1 or "layout" in node.attrs)
 
 
 def keep_strides(graph: Graph, layouts: dict[str, str]) -> None:
@@ -38,11 +40,11 @@ def keep_strides(graph: Graph, layouts: dict[str, str]) -> None:
 
 def _mark(node: Node, index: dict[str, Node], layouts: dict[str, str]) -> None:
     """Give the view that made a value the memory format of the tensor that it views."""
-    while node.op in VIEWS:
+    while form_of(node.op) == "shape":
         source = node.inputs[0]
         layout = layouts.get(source, "any")
         if layout != "any":
-            if node.op in ("slice", "expand"):
+            if "layout" in OPERATIONS[node.op].attrs:
                 node.attrs["layout"] = "|".join([layout, *["any"] * (len(node.inputs) - 1)])
             return
         node = index[source]
