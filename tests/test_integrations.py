@@ -20,6 +20,7 @@ NEEDS = {
     "Hugging Face's Trainer": "transformers",
     "timm": "timm",
     "Detection models": "torchvision",
+    "Arguments of any structure": "torch",
 }
 
 

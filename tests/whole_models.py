@@ -35,12 +35,13 @@ def whole(
 ) -> nn.Module:
     """Prepare, train one step, convert: no code differs, and float weights still load strictly."""
     floats = {key: value.clone() for key, value in model.state_dict().items()}
+    given = x if isinstance(x, tuple) else (x,)
     parameters = dict(model.named_parameters())
     prepare(model, config, x)
     own = dict(model.named_parameters())
     assert all(own[name] is parameter for name, parameter in parameters.items())
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-    sum(y.float().square().mean() for y in tensors(model.train()(x))).backward()  # type: ignore[union-attr]
+    sum(y.float().square().mean() for y in tensors(model.train()(*given))).backward()  # type: ignore[union-attr]
     optimizer.step()
     net = convert(model.eval(), x)
     report = verify(model, net, x)
@@ -49,8 +50,8 @@ def whole(
     if identical:
         assert report.identical, report.not_compared
     other = copy.deepcopy(model)
-    expected = list(tensors(model(x)))
-    assert all(torch.equal(a, b) for a, b in zip(tensors(other(x)), expected, strict=True))
+    expected = list(tensors(model(*given)))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(other(*given)), expected, strict=True))
     missing = other.load_state_dict(floats, strict=True)
     assert not missing.missing_keys
     return model

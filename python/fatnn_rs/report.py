@@ -43,6 +43,7 @@ RULES: dict[str, str] = {
     "sum-order": "only torch rounds its sums as torch does; float_layers='rust' runs it in Rust",
     "transcendental": "torch approximates it in its own way; float_layers='rust' runs it in Rust",
     "engine": "the engine does not have it for these attributes and shapes",
+    "strides": "it makes a strided view, and bits of a torch node after it depend on strides",
     "failed": "running it in the engine failed on the example",
     "codes": "codes would leave the segment",
     "no integers": "no ternary or int8 layer is next to it, so a call of the engine saves nothing",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fatnn_rs.errors import FormatError, InputError
+from fatnn_rs.nested import Nested, equal, nested_from_json, shown
 
 __all__ = ["NOTHING", "Argument", "argument_to_json", "arguments_from_json", "bind_call"]
 
@@ -43,6 +44,8 @@ class Argument:
         Whether it may be given by position.
     keyword
         Whether it may be given by keyword.
+    nested
+        How tensors lie in an argument that is a container; None for other arguments.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Argument:
     default: Any = NOTHING
     positional: bool = True
     keyword: bool = True
+    nested: Nested | None = None
 
 
 def bind_call(
@@ -105,27 +109,16 @@ def bind_call(
             tensors.append(given[argument.name])
             continue
         value = given.get(argument.name, argument.default)
-        if not _equal(value, argument.constant):
+        if argument.nested is not None:
+            tensors.extend(argument.nested.tensors(value, repr(argument.name)))
+            continue
+        if not equal(value, argument.constant):
             raise InputError(
                 f"argument {argument.name!r}: the network was converted for {argument.constant!r}, "
-                f"got {_shown(value)}; give {argument.constant!r}, or convert the model again with "
+                f"got {shown(value)}; give {argument.constant!r}, or convert the model again with "
                 "the value you want"
             )
     return tensors
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two plain values have the same type and value; NaN equals NaN."""
-    try:
-        same = type(one) is type(other) and bool(one == other or (one != one and other != other))
-    except Exception:  # A foreign class's comparison may raise anything.
-        return False
-    return same
-
-
-def _shown(value: Any) -> str:
-    plain = value is NOTHING or isinstance(value, (type(None), bool, int, float, str))
-    return repr(value)[:80] if plain else f"a {type(value).__name__}"
 
 
 def argument_to_json(argument: Argument) -> dict[str, Any]:
@@ -142,7 +135,9 @@ def argument_to_json(argument: Argument) -> dict[str, Any]:
         "positional": argument.positional,
         "keyword": argument.keyword,
     }
-    if not argument.tensor:
+    if argument.nested is not None:
+        made["nested"] = argument.nested.to_json()
+    elif not argument.tensor:
         made["constant"] = _require_plain(argument.constant)
     if argument.default is not NOTHING:
         made["default"] = _require_plain(argument.default)
@@ -178,14 +173,22 @@ def arguments_from_json(data: Any, inputs: Sequence[str]) -> tuple[Argument, ...
         isinstance(item, dict)
         and isinstance(item.get("name"), str)
         and all(type(item.get(flag)) is bool for flag in flags)
-        and (item["tensor"] or "constant" in item)
-        and set(item) <= {"name", *flags, "constant", "default"}
+        and (item["tensor"] or "constant" in item or "nested" in item)
+        and set(item) <= {"name", *flags, "constant", "default", "nested"}
         and all(_is_plain(item.get(key)) for key in ("constant", "default"))
         for item in data
     )
-    if not good or sum(item["tensor"] for item in data) != len(inputs):
+    nested = [nested_from_json(i["nested"]) for i in data if "nested" in i] if good else []
+    plain = sum(item["tensor"] for item in data if "nested" not in item) if good else 0
+    found = [one for one in nested if one is not None]
+    if not good or len(found) < len(nested) or plain + sum(n.count() for n in found) != len(inputs):
         raise FormatError(
             "the graph's arguments are not well-formed; save the network again with this version's "
             "fatnn_rs.save"
         )
-    return tuple(Argument(**{"default": NOTHING, **item}) for item in data)
+    made = [Argument(**{"default": NOTHING, **item, "nested": None}) for item in data]
+    structures = iter(found)
+    return tuple(
+        replace(argument, nested=next(structures)) if "nested" in item else argument
+        for argument, item in zip(made, data, strict=True)
+    )

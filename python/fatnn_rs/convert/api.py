@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fatnn_rs.convert.arguments import flattened
 from fatnn_rs.convert.capture import capture, copies
 from fatnn_rs.convert.checks import as_root, check_inputs, check_model, check_reached
 from fatnn_rs.convert.engine import FLOAT_LAYERS
@@ -46,7 +47,9 @@ def convert(
     example_inputs
         A tensor, a tuple of the model's positional arguments, or a dict of keyword arguments (only
         those that may also be positional). Batch and image sizes stay free if the model leaves them
-        free. Ranks, channels, dtypes and the values of arguments that are not tensors are fixed.
+        free. Arguments may be lists, tuples, dicts, named tuples, dataclasses and classes that are
+        registered with torch's pytree, of tensors and plain values; calls must be built as the
+        example. Ranks, channels, dtypes and the values of arguments that are not tensors are fixed.
         Results are bit for bit the model's for inputs in the example's memory format (contiguous or
         channels last). In another format torch's float layers may sum in another order.
     float_layers
@@ -112,7 +115,7 @@ def _convert(
     model: nn.Module, example_inputs: Any, float_layers: str, progress: bool = False
 ) -> TernaryNetwork:
     arguments = check_inputs("example_inputs", example_inputs, model)
-    root = as_root(model)
+    root, arguments, nested = flattened(as_root(model), arguments)
     # Tensors made in inference mode do not count writes into them.
     with (
         torch.inference_mode(False),
@@ -142,6 +145,8 @@ def _convert(
             with phases.phase("float layers in Rust"):
                 net, _ = _network(graph, float_layers, arguments)
     net.keep_buffers(True)
+    if nested is not None:
+        net.take_arguments(nested)
     return net
 
 

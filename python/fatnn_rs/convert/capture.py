@@ -9,7 +9,6 @@ reproduce the example's outputs exactly; its values are recorded at the same tim
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.convert.structure import fill, leaves, plain, same_values
 from fatnn_rs.errors import ConversionError, FatnnError
 from fatnn_rs.replica import replica
-from fatnn_rs.signature import NOTHING, Argument
+from fatnn_rs.signature import Argument
 
 __all__ = ["Captured", "SizeRange", "capture"]
 
@@ -115,39 +114,9 @@ class _AsksFormat(TorchFunctionMode):
 def copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Clone all tensors, so that a model that works in place cannot change the caller's."""
     return tuple(
-        pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, list(arguments))
+        fill(plain(value), lambda v: v.clone() if isinstance(v, Tensor) else v, build=True)
+        for value in arguments
     )
-
-
-def described(model: nn.Module, given: tuple[Any, ...]) -> tuple[Argument, ...]:
-    """Describe the arguments of a model's forward, with the values in ``given``."""
-    made: list[Argument] = []
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    for p in parameters:
-        if p.kind == p.VAR_POSITIONAL:
-            rest = given[len(made) :]
-            made.extend(
-                Argument(f"{p.name}_{i}", isinstance(v, Tensor), _constant(v), keyword=False)
-                for i, v in enumerate(rest)
-            )
-        elif p.kind != p.VAR_KEYWORD:
-            default = NOTHING if p.default is p.empty else p.default
-            value = given[len(made)] if len(made) < len(given) else default
-            made.append(
-                Argument(
-                    p.name,
-                    isinstance(value, Tensor),
-                    _constant(value),
-                    default,
-                    positional=p.kind != p.KEYWORD_ONLY,
-                    keyword=p.kind != p.POSITIONAL_ONLY,
-                )
-            )
-    return tuple(made)
-
-
-def _constant(value: Any) -> Any:
-    return None if isinstance(value, Tensor) else value
 
 
 def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]:
@@ -170,6 +139,13 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
             f"{type(model).__name__} fails on the example inputs ({type(error).__name__}: "
             f"{error}); give inputs that the model accepts"
         ) from error
+    if foreign := _foreign(expected):
+        raise ConversionError(
+            f"{type(model).__name__} returns a {foreign}, which a converted network cannot make; "
+            "return tensors, plain values, and containers of them, or register the class with "
+            "torch.utils._pytree. A transformers model returns its cache unless use_cache is "
+            "False: set model.config.use_cache = False"
+        )
     if problem := same_values(expected, again):
         raise ConversionError(
             f"{type(model).__name__} gives two results for the same inputs ({problem}): it draws "
@@ -179,6 +155,14 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
     asked = _check_state(model, run, arguments)
     _check_grad_mode(model, arguments, expected)
     return expected, asked
+
+
+def _foreign(outputs: Any) -> str:
+    """Name the class of an output that holds tensors out of sight, such as a cache; else ""."""
+    for leaf in leaves(plain(outputs)):
+        if not isinstance(leaf, Tensor) and getattr(leaf, "__dict__", None):
+            return type(leaf).__name__
+    return ""
 
 
 def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:

@@ -24,7 +24,8 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.contained import register_contained
-from fatnn_rs.convert.capture import Captured, SizeRange, copies, described
+from fatnn_rs.convert.arguments import described
+from fatnn_rs.convert.capture import Captured, SizeRange, copies
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import filled
 from fatnn_rs.nn import QuantizedLayer

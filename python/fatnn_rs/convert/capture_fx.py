@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 
 from fatnn_rs.contained import register_contained
-from fatnn_rs.convert.capture import Captured, copies, described
+from fatnn_rs.convert.arguments import described
+from fatnn_rs.convert.capture import Captured, copies
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import refilled
 from fatnn_rs.convert.transformer import unmasked_forward, unmasked_root

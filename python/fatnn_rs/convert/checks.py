@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fatnn_rs.contained import named_modules
 from fatnn_rs.convert.levels import ACT_LEVELS, WEIGHT_LEVELS
+from fatnn_rs.convert.structure import leaves, plain
 from fatnn_rs.errors import ConversionError, InputError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 
@@ -81,7 +82,7 @@ def check_inputs(what: str, inputs: Any, model: nn.Module | None = None) -> tupl
         if any(key in names for key in inputs):
             inputs = _positional(what, inputs, model)
     arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    if not any(isinstance(value, Tensor) for value in arguments):
+    if not any(isinstance(leaf, Tensor) for leaf in leaves(plain(arguments))):
         got = ", ".join(type(value).__name__ for value in arguments) or "nothing"
         raise InputError(
             f"{what}: expected a tensor, or a tuple of the model's positional arguments with a "

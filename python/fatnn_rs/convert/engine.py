@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from fatnn_rs import _core
 from fatnn_rs.convert.fma import fma, same_bits, slope
 from fatnn_rs.convert.graph import Graph, Node, refs
+from fatnn_rs.convert.lower.strides import is_view
 from fatnn_rs.convert.torch_ops.floats import FLOAT_OPS
 from fatnn_rs.errors import FormatError, LimitError, UnsupportedError
 from fatnn_rs.operations import OPERATIONS, makes_codes, products_of
@@ -194,6 +195,8 @@ def _reasons_outside_engine(
         elif row is None:
             rule = node.attrs.get("rule", "unknown")
             found[node.name] = (rule, node.note or RULES[rule])
+        elif float_layers != "rust" and _keeps_strides(node, found):
+            found[node.name] = ("strides", RULES["strides"])
         elif row.exactness != "exact" and float_layers != "rust":
             found[node.name] = (row.exactness, RULES[row.exactness])
         elif refused := engine_refusal(
@@ -203,6 +206,13 @@ def _reasons_outside_engine(
         elif node.op == "batch_norm" and _affine(graph, node, float_layers) is None:
             found[node.name] = ("not exact", RULES["not exact"])
     return found
+
+
+def _keeps_strides(node: Node, found: Mapping[str, Reason]) -> bool:
+    """Whether a node makes a view whose strides matter, or a view of such a view."""
+    if not is_view(node):
+        return False
+    return "layout" in node.attrs or found.get(node.inputs[0], ("", ""))[0] == "strides"
 
 
 def _segment(

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fatnn_rs.config import TernaryConfig
 from fatnn_rs.convert.api import convert
+from fatnn_rs.convert.capture import copies
 from fatnn_rs.convert.checks import as_root, check_inputs, quantized_layers
 from fatnn_rs.convert.flops import count_macs
 from fatnn_rs.errors import ConfigError, FatnnError, PrepareWarning
@@ -69,10 +69,7 @@ def explain(
         raise ConfigError(f"explain takes a torch.nn.Module, got {type(model).__name__}")
     if config is not None and not isinstance(config, TernaryConfig):
         raise ConfigError(f"config must be a TernaryConfig, got {type(config).__name__}")
-    arguments = check_inputs("example_inputs", example_inputs)
-    given = tuple(
-        pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, list(arguments))
-    )
+    given = copies(check_inputs("example_inputs", example_inputs, unwrapped(model)))
     notes: list[str] = []
     with _preserve_rng_state():
         copied = _copy(unwrapped(model)).eval()

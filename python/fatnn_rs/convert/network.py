@@ -96,9 +96,7 @@ class TernaryNetwork(InferenceModule):
     def _prepare(self) -> None:
         graph = self.graph
         self._inputs = [node for node in graph.nodes if node.op == "input"]
-        self._arguments = graph.arguments or tuple(Argument(node.name) for node in self._inputs)
-        plain = all(a.tensor and a.positional for a in self._arguments)
-        self._simple = plain and isinstance(graph.outputs, Ref)
+        self.take_arguments(graph.arguments)
         constants = [
             graph.tensors[name]
             for n in graph.nodes
@@ -113,6 +111,13 @@ class TernaryNetwork(InferenceModule):
         self._single_lock = threading.Lock()
         self.key = uuid.uuid4().hex
         register(self, self.key)
+
+    def take_arguments(self, arguments: tuple[Argument, ...]) -> None:
+        """Bind later calls to these arguments of the model; without any, to one per input."""
+        self.graph.arguments = arguments
+        self._arguments = arguments or tuple(Argument(node.name) for node in self._inputs)
+        plain = all(a.tensor and a.positional for a in self._arguments)
+        self._simple = plain and isinstance(self.graph.outputs, Ref)
 
     def _unfused_plan(self) -> list[ExecutionStep]:
         """Return a plan with every node on its own, for observers that need every value.

@@ -23,6 +23,7 @@ from fatnn_rs.convert.checks import as_root, check_inputs, quantized_layers
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import act_kind, code_type, stored
 from fatnn_rs.convert.network import TernaryNetwork
+from fatnn_rs.convert.structure import fill, plain
 from fatnn_rs.convert.torch_ops.codes import squeeze_to
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import Int8Layer
@@ -295,7 +296,10 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
 
 
 def _cloned(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in arguments)
+    return tuple(
+        fill(plain(value), lambda v: v.clone() if isinstance(v, Tensor) else v, build=True)
+        for value in arguments
+    )
 
 
 def _compare_layer(

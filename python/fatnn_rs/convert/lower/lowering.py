@@ -69,6 +69,14 @@ class Lowering:
         """Return the shape of a value for the example inputs."""
         return self.seen(value).shape
 
+    def layouts(self) -> dict[str, str]:
+        """Map values to their memory formats in the model, as the node that made them left them."""
+        found: dict[str, str] = {}
+        for node, made in self.env.items():
+            if isinstance(made, Ref):
+                found.setdefault(made.name, self.seen(node).layout)
+        return found
+
     def value(self, argument: Any) -> str | None:
         """Return the value name of a float32 tensor argument, or None."""
         if not isinstance(argument, fx.Node) or self.seen(argument).dtype != torch.float32:

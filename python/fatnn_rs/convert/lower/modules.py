@@ -25,6 +25,7 @@ from fatnn_rs.convert.lower import (
 from fatnn_rs.convert.lower import functions as rows
 from fatnn_rs.convert.lower.conv_params import pad_before, split_padding, window
 from fatnn_rs.convert.lower.lowering import Lowering, Row
+from fatnn_rs.convert.lower.products import linear_node
 
 __all__ = ["MODULES", "module_row"]
 
@@ -94,7 +95,7 @@ def _linear(ctx: Lowering, module: Any, input: Any) -> Ref | None:
     if name is None:
         return None
     tensors = {"weight": module.weight, "bias": module.bias}
-    return ctx.emit("linear", [name], {"layout": ctx.seen(input).layout}, tensors)
+    return linear_node(ctx, input, name, module.weight, tensors)
 
 
 def _batch_norm(ctx: Lowering, module: Any, input: Any) -> Ref | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn import functional
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 
-__all__ = ["FUNCTIONS", "METHODS", "constant_tensors", "layouts"]
+__all__ = ["FUNCTIONS", "METHODS", "constant_tensors", "layouts", "linear_node"]
 
 _aten = torch.ops.aten
 
@@ -47,7 +47,44 @@ def linear(ctx: Lowering, input: Any, weight: Any, bias: Any = None) -> Ref | No
     name, tensors = ctx.value(input), constant_tensors(ctx, {"weight": weight, "bias": bias})
     if name is None or tensors is None or tensors["weight"] is None or tensors["weight"].dim() != 2:
         return None
-    return ctx.emit("linear", [name], {"layout": ctx.seen(input).layout}, tensors)
+    return linear_node(ctx, input, name, ctx.attribute(weight), tensors)
+
+
+def linear_node(
+    ctx: Lowering, input: Any, name: str, weight: Any, tensors: Mapping[str, Tensor | None]
+) -> Ref:
+    """Add a linear layer that takes torch's path for its strides.
+
+    ``F.linear`` of a strided input folds all positions into one product only if the weight records
+    gradients. A ``linear`` node runs with such a weight. Others become what torch computes then.
+
+    Parameters
+    ----------
+    ctx
+        The lowering.
+    input, name
+        The input in the captured graph, and its value's name.
+    weight
+        The weight that the model gives to ``F.linear``; None if it is not a parameter.
+    tensors
+        ``weight`` and ``bias``.
+    """
+    layout = ctx.seen(input).layout
+    folds = isinstance(weight, Tensor) and weight.requires_grad and weight.is_leaf
+    table, bias = tensors["weight"], tensors["bias"]
+    assert table is not None
+    if folds or layout == "contiguous" or len(ctx.shape(input)) < 3:
+        return ctx.emit("linear", [name], {"layout": layout}, tensors)
+    rows, columns = table.shape
+    shape = (rows, columns)
+    made = ctx.emit("constant", [], {}, {"value": table}, suffix="_weight", shape=shape).name
+    made = ctx.emit("permute", [made], {"dims": [1, 0]}, suffix="_t", shape=shape[::-1]).name
+    layout = f"{layout}|order:1,0"
+    if bias is None:
+        return ctx.emit("matmul", [name, made], {"layout": layout})
+    product = ctx.emit("matmul", [name, made], {"layout": layout}, suffix="_matmul").name
+    added = ctx.emit("constant", [], {}, {"value": bias}, suffix="_bias", shape=(rows,)).name
+    return ctx.emit("add", [product, added])
 
 
 def conv(dims: int) -> Row:
@@ -91,6 +128,16 @@ def matmul(ctx: Lowering, input: Any, other: Any) -> Ref | None:
     a, b = ctx.value(input), ctx.value(other)
     if a is None or b is None or min(len(ctx.shape(input)), len(ctx.shape(other))) < 2:
         return None
+    weight = ctx.attribute(other)
+    folds = isinstance(weight, Tensor) and weight.requires_grad and weight.is_leaf
+    rank, layout = len(ctx.shape(input)), ctx.seen(input).layout
+    if folds and rank > 2 and weight.dim() == 2 and layout != "contiguous":
+        # Torch folds all positions into one product, because the weight records gradients.
+        count, (rows, columns) = math.prod(ctx.shape(input)[:-1]), weight.shape
+        flat = ctx.emit("flatten_leading", [a], suffix="_rows", shape=(count, rows)).name
+        attrs = {"layout": "any|any"}
+        product = ctx.emit("matmul", [flat, b], attrs, suffix="_flat", shape=(count, columns))
+        return ctx.emit("reshape_like", [product.name, a])
     return ctx.emit("matmul", [a, b], {"layout": layouts(ctx, input, other)})
 
 

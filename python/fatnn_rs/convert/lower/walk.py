@@ -30,6 +30,7 @@ from fatnn_rs.convert.lower.input_limits import (
 )
 from fatnn_rs.convert.lower.lowering import Lowering, Row, attribute_of, fx_nodes
 from fatnn_rs.convert.lower.modules import module_row
+from fatnn_rs.convert.lower.strides import keep_strides
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import QuantizedLayer
@@ -267,6 +268,7 @@ def lower(captured: Captured) -> Graph:
         )
     if captured.asks_format or ctx.writes:
         fix_input_formats(ctx)
+    keep_strides(ctx.graph, ctx.layouts())
     set_channel_dims(ctx.graph)
     fix_sizes_of(ctx.graph, ctx.fixed_size_values)
     return ctx.graph

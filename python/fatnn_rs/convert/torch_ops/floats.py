@@ -68,8 +68,9 @@ def _conv(function: Function) -> Callable[[Node, Tensors], Function]:
 
 
 def _linear(node: Node, tensors: Tensors) -> Function:
-    weight, bias = tensors["weight"], tensors.get("bias")
-    return lambda x: functional.linear(x, weight, bias)
+    # With a weight that records gradients, torch folds positions of a strided input.
+    weight, bias = nn.Parameter(tensors["weight"]), tensors.get("bias")
+    return lambda x: functional.linear(x, weight, bias).detach()
 
 
 def _batch_norm(node: Node, tensors: Tensors) -> Function:

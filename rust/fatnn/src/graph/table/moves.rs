@@ -1,6 +1,6 @@
 //! Table rows of operations that only move elements.
 
-use super::{ROW, always};
+use super::{LAYOUT, ROW, always};
 use crate::graph::attrs::AttrType::{Float, Int, Ints, Str};
 use crate::graph::op::{Op, Slice};
 use crate::graph::ops::{Form, OpInfo};
@@ -78,7 +78,13 @@ pub(super) const MOVES: &[OpInfo] = &[
     },
     OpInfo {
         name: "slice",
-        attrs: &[always("dim", Int), always("start", Int), always("end", Int), always("step", Int)],
+        attrs: &[
+            always("dim", Int),
+            always("start", Int),
+            always("end", Int),
+            always("step", Int),
+            LAYOUT,
+        ],
         build: |a| {
             let (dim, start, end) = (a.integer("dim")?, a.integer("start")?, a.integer("end")?);
             match a.number("step")? {
@@ -92,7 +98,7 @@ pub(super) const MOVES: &[OpInfo] = &[
     OpInfo {
         name: "expand",
         inputs: (1, Some(2)),
-        attrs: &[always("shape", Ints)],
+        attrs: &[always("shape", Ints), LAYOUT],
         build: |a| Ok(Op::Expand { shape: a.integers("shape")? }),
         shape: shapes::expand,
         ..MOVE

@@ -1,0 +1,171 @@
+"""Arguments of a model's forward, and models whose arguments are containers of tensors.
+
+Capture, lowering and trial runs know arguments that are tensors or constants. A model with other
+arguments is seen through a class whose forward takes each tensor by itself and puts them together.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from fatnn_rs.convert.structure import Container, fill, leaves, plain
+from fatnn_rs.errors import ConversionError
+from fatnn_rs.nested import TENSOR, Nested
+from fatnn_rs.signature import NOTHING, Argument
+
+__all__ = ["described", "flattened"]
+
+
+def described(model: nn.Module, given: tuple[Any, ...]) -> tuple[Argument, ...]:
+    """Describe the arguments of a model's forward, with the values in ``given``."""
+    made: list[Argument] = []
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    for p in parameters:
+        if p.kind == p.VAR_POSITIONAL:
+            rest = given[len(made) :]
+            made.extend(_argument(f"{p.name}_{i}", v, keyword=False) for i, v in enumerate(rest))
+        elif p.kind != p.VAR_KEYWORD:
+            default = NOTHING if p.default is p.empty else p.default
+            value = given[len(made)] if len(made) < len(given) else default
+            made.append(
+                _argument(
+                    p.name,
+                    value,
+                    default=default,
+                    positional=p.kind != p.KEYWORD_ONLY,
+                    keyword=p.kind != p.POSITIONAL_ONLY,
+                )
+            )
+    return tuple(made)
+
+
+def _argument(name: str, value: Any, **how: Any) -> Argument:
+    if isinstance(value, Tensor):
+        return Argument(name, **how)
+    if _is_container(value):
+        return Argument(name, tensor=False, nested=_nested(plain(value)), **how)
+    return Argument(name, tensor=False, constant=value, **how)
+
+
+def _is_container(value: Any) -> bool:
+    structure = plain(value)
+    return isinstance(structure, (Container, dict)) or type(structure) in (tuple, list)
+
+
+def _nested(structure: Any) -> Nested:
+    if isinstance(structure, Tensor):
+        return TENSOR
+    if isinstance(structure, Container):
+        items = tuple(map(_nested, structure.items))
+        return Nested("other", None, structure.keys, items, structure.kind, _opened)
+    if isinstance(structure, dict):
+        return Nested("dict", None, tuple(structure), tuple(map(_nested, structure.values())))
+    if type(structure) in (tuple, list):
+        return Nested(type(structure).__name__, items=tuple(map(_nested, structure)))
+    return Nested("constant", structure)
+
+
+def _opened(value: Any) -> tuple[tuple[Any, ...] | None, tuple[Any, ...]]:
+    structure = plain(value)
+    return structure.keys, structure.items
+
+
+def flattened(
+    model: nn.Module, arguments: tuple[Any, ...]
+) -> tuple[nn.Module, tuple[Any, ...], tuple[Argument, ...] | None]:
+    """Return a model whose arguments are tensors only, if some argument is a container.
+
+    Parameters
+    ----------
+    model
+        The model. It is not changed; the result shares its modules, parameters and buffers.
+    arguments
+        Its positional arguments.
+
+    Returns
+    -------
+    tuple
+        The model, its arguments, and the description of the original ones. Without containers
+        these are ``model``, ``arguments`` and None.
+
+    Raises
+    ------
+    ConversionError
+        If the model has hooks or methods replaced on the instance, which see its own arguments.
+    """
+    if not any(map(_is_container, arguments)):
+        return model, arguments, None
+    if "forward" in vars(model) or model._forward_pre_hooks:
+        what = "a replaced forward" if "forward" in vars(model) else "a hook before its forward"
+        raise ConversionError(
+            f"{type(model).__name__} takes containers of tensors and has {what}, which convert "
+            "cannot run with single tensors; remove it, or wrap the model in a module that takes "
+            "the tensors one by one"
+        )
+    structures = [plain(value) for value in arguments]
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    given: list[str] = []
+    for place, structure in enumerate(structures):
+        p = parameters[min(place, len(parameters) - 1)]
+        start = f"{p.name}_{place}" if p.kind == p.VAR_POSITIONAL else p.name
+        given.extend(_names(structure, start))
+    names = _unused(given)
+
+    def forward(self: Any, *tensors: Any) -> Any:
+        rest = iter(tensors)
+        whole = [
+            fill(one, lambda leaf: next(rest) if isinstance(leaf, Tensor) else leaf, build=True)
+            for one in structures
+        ]
+        return super(made, self).forward(*whole)
+
+    made: Any = type(type(model).__name__, (type(model),), {"forward": _with_names(forward, names)})
+    made.__module__ = type(model).__module__
+    flat: nn.Module = object.__new__(made)
+    flat.__dict__.update(vars(model))
+    tensors = tuple(leaf for one in structures for leaf in leaves(one) if isinstance(leaf, Tensor))
+    return flat, tensors, described(model, arguments)
+
+
+def _names(structure: Any, start: str) -> Iterator[str]:
+    """Name the tensors of an argument by their keys and places."""
+    if isinstance(structure, Tensor):
+        yield start
+        return
+    if isinstance(structure, Container):
+        keys = structure.keys or tuple(range(len(structure.items)))
+        items: list[Any] = list(structure.items)
+    elif isinstance(structure, dict):
+        keys, items = tuple(structure), list(structure.values())
+    elif type(structure) in (tuple, list):
+        keys, items = tuple(range(len(structure))), list(structure)
+    else:
+        return
+    for key, item in zip(keys, items, strict=True):
+        yield from _names(item, f"{start}_{key}")
+
+
+def _unused(names: list[str]) -> list[str]:
+    """Make identifiers of names, each once."""
+    made: list[str] = []
+    for name in names:
+        free = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+        number = 1
+        while free in made:
+            number += 1
+            free = f"{name}_{number}" if name.isidentifier() else f"tensor_{number}"
+        made.append(free)
+    return made
+
+
+def _with_names(function: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    """Return a method with named arguments, which torch.fx and torch.export read."""
+    listed = ", ".join(names)
+    scope: dict[str, Any] = {"function": function}
+    exec(f"def forward(self, {listed}):\n    return function(self, {listed})", scope)
+    method: Callable[..., Any] = scope["forward"]
+    return method

@@ -1,0 +1,50 @@
+"""Strides of views whose memory is not dense, such as a slice.
+
+Most values have a memory format that a node's ``layout`` names. A slice or an expanded tensor has
+none: its strides come from the tensor that it views. If a function whose bits depend on strides
+reads such a view, the view gets the ``layout`` of that tensor and runs in torch.
+"""
+
+from __future__ import annotations
+
+from fatnn_rs.convert.graph import Graph, Node
+from fatnn_rs.operations import OPERATIONS, form_of
+
+__all__ = ["is_view", "keep_strides"]
+
+
+def is_view(node: Node) -> bool:
+    """Whether a node's result may share the memory of its first input."""
+    return form_of(node.op) == "shape" and (len(node.inputs) == 1 or "layout" in node.attrs)
+
+
+def keep_strides(graph: Graph, layouts: dict[str, str]) -> None:
+    """Mark the views on which the bits of another node depend.
+
+    Parameters
+    ----------
+    graph
+        Changed in place.
+    layouts
+        Value name → memory format in the model, of the values that the model has, too.
+    """
+    index = graph.index()
+    for node in graph.nodes:
+        row = OPERATIONS.get(node.op)
+        if node.op == "input" or (row is not None and row.exactness == "exact"):
+            continue
+        for name in node.inputs:
+            if layouts.get(name) == "any":
+                _mark(index[name], index, layouts)
+
+
+def _mark(node: Node, index: dict[str, Node], layouts: dict[str, str]) -> None:
+    """Give the view that made a value the memory format of the tensor that it views."""
+    while form_of(node.op) == "shape":
+        source = node.inputs[0]
+        layout = layouts.get(source, "any")
+        if layout != "any":
+            if "layout" in OPERATIONS[node.op].attrs:
+                node.attrs["layout"] = "|".join([layout, *["any"] * (len(node.inputs) - 1)])
+            return
+        node = index[source]

@@ -1,0 +1,190 @@
+"""Float layers after values whose memory is strided: torch gets the model's strides and path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fatnn_rs
+from fatnn_rs import TernaryConfig, convert, prepare, verify
+from fatnn_rs.report import RULES
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
+
+
+def check(model: nn.Module, x: Tensor, path: Path) -> Any:
+    """Quantize layer ``q`` alone; compare at two batch sizes, and what a file holds, too."""
+    floats = [n for n, m in model.named_modules() if isinstance(m, _LAYERS) and n != "q"]
+    prepare(model, TernaryConfig(first="ternary", last="ternary", skip=tuple(floats)), x)
+    model.eval()
+    net = convert(model, x)
+    nets = [net]
+    if net.report.saveable:
+        fatnn_rs.save(net, path / "net")
+        nets.append(fatnn_rs.load(path / "net"))
+    with torch.no_grad():
+        for one in nets:
+            assert verify(model, one, x).identical
+            more = torch.cat([x, x[:1] * 2])
+            assert torch.equal(one(more), model(more))
+    return net
+
+
+class Between(nn.Module):
+    """A ternary layer, a view of its result, a float layer."""
+
+    def __init__(self, layer: nn.Module, view: Callable[[Tensor], Any], after: nn.Module) -> None:
+        super().__init__()
+        self.q, self.view, self.after = layer, view, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.after(self.view(self.q(x)))
+        return result
+
+
+class Product(nn.Module):
+    """``x @ weight``."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(24, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def frozen(layer: nn.Module) -> nn.Module:
+    return layer.requires_grad_(False)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transpose": lambda x: x.transpose(0, -2),
+    "torch transpose": lambda x: x.cumsum(1).transpose(0, -2),
+    "expand": lambda x: x.cumsum(1)[:, :1].expand(-1, 4, *x.shape[2:]),
+    "every second": lambda x: x[..., ::2, :],
+    "part": lambda x: torch.cat([x, x], -1).cumsum(1)[..., :24],
+    "windows": lambda x: x.cumsum(1).unfold(-2, 3, 2)[..., 0],
+}
+
+
+@pytest.mark.parametrize("shape", [(5, 11, 24), (3, 4, 11, 24)])
+@pytest.mark.parametrize("view", list(VIEWS))
+@pytest.mark.parametrize("kind", ["linear", "no bias", "frozen", "product"])
+def test_linear_after_a_strided_value(
+    kind: str, view: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    for size in (1, 9):
+        after = {
+            "linear": lambda size=size: nn.Linear(24, size),
+            "no bias": lambda size=size: nn.Linear(24, size, bias=False),
+            "frozen": lambda size=size: frozen(nn.Linear(24, size)),
+            "product": lambda size=size: Product(size),
+        }[kind]()
+        x = torch.randn(shape)
+        if "transpose" in view:  # which moves the batch
+            x = torch.randn(shape[-2], *shape[1:])
+        check(Between(nn.Linear(24, 24), VIEWS[view], after), x, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::fatnn_rs.PrepareWarning")
+@pytest.mark.parametrize("size", [1, 10])
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize("trained", [True, False])
+def test_linear_after_a_recurrent_layer(
+    kind: Any, size: int, trained: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.rnn = nn.Linear(24, 24), kind(24, 20, batch_first=True)
+            self.after = nn.Linear(20, size).requires_grad_(trained)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.after(self.rnn(self.q(x))[0])
+            return result
+
+    check(Model(), torch.randn(5, 11, 24), tmp_path)
+
+
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "same": lambda x: x.cumsum(1),
+    "transpose": lambda x: x.cumsum(1).transpose(2, 3),
+    "part": lambda x: x[:, :, ::2, 1:],
+    "channels": lambda x: torch.cat([x, x], 1)[:, :6],
+    "expand": lambda x: x.cumsum(2)[:, :1].expand(-1, 6, -1, -1),
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("view", list(MAPS))
+def test_maps_after_a_strided_value(view: str, last: bool, tmp_path: Path) -> None:
+    layers = {
+        "conv": lambda: nn.Conv2d(6, 5, 3),
+        "transposed": lambda: nn.ConvTranspose2d(6, 5, 3, 2),
+        "norm": lambda: nn.GroupNorm(2, 6),
+        "pool": lambda: nn.AdaptiveAvgPool2d(2),
+        "function": lambda: nn.Sequential(nn.BatchNorm2d(6), nn.GELU(), nn.AvgPool2d(3)),
+    }
+    layout = torch.channels_last if last else torch.contiguous_format
+    for made in layers.values():
+        torch.manual_seed(0)
+        model = Between(nn.Conv2d(6, 6, 3, padding=1), MAPS[view], made()).to(memory_format=layout)
+        check(model, torch.randn(4, 6, 9, 8).to(memory_format=layout), tmp_path)
+
+
+class Gated(nn.Module):
+    """Half of the channels gates the other half; the function reads strided views."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], dims: int) -> None:
+        super().__init__()
+        conv = nn.Conv1d if dims == 1 else nn.Conv2d
+        self.function, self.q, self.after = function, conv(6, 14, 3, padding=1), conv(7, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.q(x).chunk(2, 1)
+        y = a * self.function(b)
+        result: Tensor = self.after(self.function(y[..., 1:])[..., :-1].contiguous())
+        return result
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize(
+    "function",
+    [torch.sigmoid, torch.tanh, functional.gelu, functional.silu, torch.exp, torch.sin],
+)
+def test_functions_of_strided_views_have_the_models_bits(
+    function: Callable[[Tensor], Tensor], dims: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 37) if dims == 1 else torch.randn(3, 6, 7, 9)
+    net = check(Gated(function, dims), x, tmp_path)
+    assert any(row.reason == RULES["strides"] for row in net.report.rows)
+
+
+def test_slices_between_ternary_layers_stay_in_the_engine(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(6, 12, 3, padding=1), nn.Conv2d(6, 4, 3))
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.r = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.q(x).chunk(2, 1)
+            result: Tensor = self.r(a + b.relu())
+            return result
+
+    x, halves = torch.randn(4, 6, 9, 8), Halves()
+    prepare(halves, TernaryConfig(first="ternary", last="ternary"), x)
+    net = convert(halves.eval(), x)
+    assert len(net.segments) == 1
+    assert not any(row.reason for row in net.report.rows)
