@@ -1,8 +1,8 @@
 //! Table rows of reductions, normalisations, softmax, attention and other products of values.
 
-use super::attrs::AttrType::{Bool, Float, Int, Ints};
+use super::attrs::AttrType::{Bool, Float, Int, Ints, Str};
 use super::attrs::{Attr, Attrs};
-use super::op::{Norm, NormOver, Op, Reduction};
+use super::op::{AttentionMasks, Norm, NormOver, Op, Reduction};
 use super::ops::{Exactness, OpInfo, Role};
 use super::table::{F32, LAYOUT, ROW, SUM, always, optional, role};
 use super::{BuildError, shapes_sums as shapes, support};
@@ -100,11 +100,13 @@ pub(super) const SUMS: &[OpInfo] = &[
     },
     OpInfo {
         name: "multihead_attention",
-        inputs: (3, Some(3)),
+        inputs: (3, Some(5)),
         attrs: &[
             always("heads", Int),
             always("batch_first", Bool),
             always("need_weights", Bool),
+            optional("causal", Bool),
+            optional("masks", Str),
             LAYOUT,
         ],
         tensors: &[
@@ -115,7 +117,12 @@ pub(super) const SUMS: &[OpInfo] = &[
         ],
         exactness: Exactness::Transcendental,
         build: |a| {
-            Ok(Op::Multihead { heads: a.number("heads")?, batch_first: a.flag("batch_first")? })
+            let name = if a.has("masks") { a.text("masks")? } else { String::new() };
+            let masks = AttentionMasks::named(&name).ok_or_else(|| {
+                format!("attribute \"masks\" must be scores, keys or scores|keys, got {name:?}")
+            })?;
+            let (heads, batch_first) = (a.number("heads")?, a.flag("batch_first")?);
+            Ok(Op::Multihead { heads, batch_first, masks })
         },
         shape: shapes::multihead,
         support: Some(support::any),
