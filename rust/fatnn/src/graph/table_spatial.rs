@@ -5,7 +5,9 @@ use super::attrs::{Attr, Attrs};
 use super::op::{Norm, NormOver, Op};
 use super::ops::{Exactness, Form, OpInfo};
 use super::spatial::{ConvTranspose, DepthToSpace, Interpolate, Sampling};
-use super::table::{DILATION, FLOAT_CONV, GROUPS, LAYOUT, PADDING, ROW, STRIDE, SUM, always, role};
+use super::table::{
+    DILATION, FLOAT_CONV, GROUPS, LAYOUT, PADDING, ROW, STRIDE, SUM, always, optional, role,
+};
 use super::{BuildError, shapes, shapes_spatial, shapes_sums, support, table, types};
 
 const SIZE: Attr = always("size", Ints);
@@ -46,7 +48,7 @@ pub(super) const SPATIAL: &[OpInfo] = &[
     },
     OpInfo {
         name: "interpolate_nearest_codes",
-        attrs: &[SIZE, FACTORS, RECOMPUTE, MODE],
+        attrs: &[SIZE, FACTORS, RECOMPUTE, MODE, optional("layout", Str)],
         reads_codes: true,
         makes_codes: true,
         build: |a| Ok(Op::InterpolateCodes(interpolate(a, nearest(a)?)?)),
@@ -142,7 +144,12 @@ fn interpolate(attrs: &Attrs<'_>, sampling: Sampling) -> Result<Interpolate, Str
     if !factors.iter().all(|factor| *factor > 0.0 && *factor < 1e9) {
         return Err(format!("factors must be positive, got {factors:?}"));
     }
-    Ok(Interpolate { sampling, size, factors, recompute })
+    let channels_last = match attrs.has("layout") {
+        // The format of the first value; a second one only gives sizes.
+        true => Some(attrs.text("layout")?.split('|').next() == Some("channels_last")),
+        false => None,
+    };
+    Ok(Interpolate { sampling, size, factors, recompute, channels_last })
 }
 
 fn depth_to_space(attrs: &Attrs<'_>) -> Result<DepthToSpace, String> {
