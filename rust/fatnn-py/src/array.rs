@@ -1,7 +1,7 @@
-//! NumPy arrays in and out: the one file in which tensors cross the border.
+//! NumPy arrays as arguments and results. Only this file converts between arrays and slices.
 //!
-//! Every array is checked for type, number of axes, contiguity and alignment, and a slice over it
-//! is all that the rest sees.
+//! Every array is checked for type, number of axes, contiguity and alignment; all other code sees
+//! only a slice of its elements.
 
 use std::ops::Range;
 
@@ -19,13 +19,13 @@ pub(crate) struct In<'py, T: Element> {
 }
 
 impl<'py, T: Element> In<'py, T> {
-    /// Checks argument `name`: `axes` axes (any number where `None`), dtype of `T`, C-contiguous.
+    /// Checks argument `name`: dtype of `T`, C-contiguous, and `axes` axes (`None`: any number).
     pub(crate) fn new(
         value: &Bound<'py, PyAny>,
         name: &str,
         axes: Option<usize>,
     ) -> PyResult<Self> {
-        let array = checked::<T>(value, name, axes)?;
+        let array = check_array::<T>(value, name, axes)?;
         let array =
             array.try_readonly().map_err(|e| input_error(value.py(), &format!("{name}: {e}")))?;
         Ok(In { array })
@@ -35,10 +35,12 @@ impl<'py, T: Element> In<'py, T> {
         self.array.shape()
     }
 
+    /// The elements.
+    ///
     /// # Errors
-    /// `InputError` where another thread has changed the array's shape since it was checked.
+    /// `InputError` if another thread has changed the array's shape since it was checked.
     pub(crate) fn slice(&self) -> PyResult<&[T]> {
-        // Arrays without elements may have no memory, to which no slice may point.
+        // An empty array may have a null pointer, which a slice must not have.
         if self.array.is_empty() {
             return Ok(&[]);
         }
@@ -46,7 +48,7 @@ impl<'py, T: Element> In<'py, T> {
     }
 }
 
-/// An array that a network or a file wrote, of such a shape.
+/// A new array of these elements and this shape.
 pub(crate) fn array<T: Element>(
     py: Python<'_>,
     values: Vec<T>,
@@ -61,14 +63,13 @@ pub(crate) struct Out<'py, T: Element> {
 }
 
 impl<'py, T: Element> Out<'py, T> {
-    /// As [`In::new`]; also fails where the array is read-only or in use as an input of the same
-    /// call.
+    /// Like [`In::new`]. Also fails if the array is read-only, or an input of the same call.
     pub(crate) fn new(
         value: &Bound<'py, PyAny>,
         name: &str,
         axes: Option<usize>,
     ) -> PyResult<Self> {
-        let array = checked::<T>(value, name, axes)?;
+        let array = check_array::<T>(value, name, axes)?;
         let array =
             array.try_readwrite().map_err(|e| input_error(value.py(), &format!("{name}: {e}")))?;
         Ok(Out { array })
@@ -78,10 +79,11 @@ impl<'py, T: Element> Out<'py, T> {
         self.array.shape().to_vec() // small: at most 64 sizes
     }
 
-    /// The elements to be written. `inputs` are the bytes that the same call reads.
+    /// The elements, to be written. `inputs` are the addresses that the same call reads.
     ///
     /// # Errors
-    /// `InputError` where they overlap: arrays over one buffer need not know of each other.
+    /// `InputError` if they overlap. NumPy does not detect this for separate arrays over one
+    /// buffer.
     pub(crate) fn slice(&mut self, name: &str, inputs: &[Range<usize>]) -> PyResult<&mut [T]> {
         if self.array.is_empty() {
             return Ok(&mut []);
@@ -99,13 +101,13 @@ impl<'py, T: Element> Out<'py, T> {
     }
 }
 
-/// Where a slice lies.
+/// The addresses of a slice's bytes.
 pub(crate) fn bytes_of<T>(slice: &[T]) -> Range<usize> {
     let start = slice.as_ptr().addr();
     start..start + size_of_val(slice)
 }
 
-fn checked<'py, T: Element>(
+fn check_array<'py, T: Element>(
     value: &Bound<'py, PyAny>,
     name: &str,
     axes: Option<usize>,

@@ -1,4 +1,4 @@
-//! Floats to packed codes, packed codes to codes, pooling of codes.
+//! Quantization, packing and unpacking of codes, and pooling of codes.
 
 use fatnn::codec::{Act, CodesLayout, Coding};
 use fatnn::dtype::CodeType;
@@ -11,30 +11,34 @@ use crate::array::{In, Out, array, bytes_of};
 use crate::conv::{Pair, check_axes, conv_shape};
 use crate::errors::{detached, guarded, input_error, raise};
 
-/// How the codes between so many thresholds are written.
+/// The bit encoding of codes that this number of thresholds produces.
 pub(crate) fn coding(thresholds: usize) -> Coding {
     if thresholds == Coding::Uint2.thresholds() { Coding::Uint2 } else { Coding::Ternary }
 }
 
-/// The type of codes of that name, and their layout.
-fn typed(name: &str, channels: usize, groups: usize) -> fatnn::Result<(CodeType, CodesLayout)> {
+/// The code type called `name`, and the layout of its codes.
+fn codes_layout(
+    name: &str,
+    channels: usize,
+    groups: usize,
+) -> fatnn::Result<(CodeType, CodesLayout)> {
     let codes = CodeType::from_name(name)?;
     Ok((codes, CodesLayout::new(channels, groups)?.with(codes.coding())))
 }
 
-/// `Ok` where binary codes are -1 and 0; the core checks those of other types.
+/// Checks that binary codes are -1 or 0. The core checks codes of other types.
 fn check_type(codes: CodeType, layout: CodesLayout, packed: &[u8]) -> fatnn::Result<()> {
     if codes == CodeType::Binary { layout.check_for(Act::Binary, packed) } else { Ok(()) }
 }
 
-/// Bytes of one pixel's packed codes.
+/// Bytes of packed codes per pixel.
 #[pyfunction]
 #[pyo3(signature = (channels, groups = 1))]
 pub(crate) fn packed_bytes(py: Python<'_>, channels: usize, groups: usize) -> PyResult<usize> {
     guarded(py, || Ok(CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?.pixel_bytes()))
 }
 
-/// Floats to packed codes; see `fatnn_rs.ops.quantize`.
+/// Quantizes floats to packed codes; see `fatnn_rs.ops.quantize`.
 #[pyfunction]
 #[pyo3(signature = (x, batch, channels, pixels, channels_last, thresholds, groups, out))]
 #[allow(clippy::too_many_arguments, reason = "the Python signature")]
@@ -63,7 +67,7 @@ pub(crate) fn quantize(
     })
 }
 
-/// Codes (pixels, channels) to packed codes (pixels, bytes).
+/// Packs codes (pixels, channels) to (pixels, bytes).
 #[pyfunction]
 #[pyo3(signature = (codes, groups = 1, code_type = "ternary"))]
 pub(crate) fn pack_codes<'py>(
@@ -78,7 +82,7 @@ pub(crate) fn pack_codes<'py>(
         let codes = codes.slice()?;
         let (bytes, packed) = py
             .detach(|| {
-                let (of, layout) = typed(code_type, channels, groups)?;
+                let (of, layout) = codes_layout(code_type, channels, groups)?;
                 if of == CodeType::Binary
                     && let Some(at) =
                         codes.iter().position(|code| !Act::Binary.codes().contains(code))
@@ -100,7 +104,7 @@ pub(crate) fn pack_codes<'py>(
     })
 }
 
-/// Packed codes (pixels, bytes) to codes (pixels, channels).
+/// Unpacks codes (pixels, bytes) to (pixels, channels).
 #[pyfunction]
 #[pyo3(signature = (packed, channels, groups = 1, code_type = "ternary"))]
 pub(crate) fn unpack_codes<'py>(
@@ -113,7 +117,7 @@ pub(crate) fn unpack_codes<'py>(
     guarded(py, || {
         let packed = In::<u8>::new(packed, "packed", Some(2))?;
         let &[pixels, bytes] = packed.shape() else { unreachable!("two axes were checked") };
-        let (of, layout) = typed(code_type, channels, groups).map_err(|e| raise(py, e))?;
+        let (of, layout) = codes_layout(code_type, channels, groups).map_err(|e| raise(py, e))?;
         if bytes != layout.pixel_bytes() {
             let expected = layout.pixel_bytes();
             return Err(input_error(
@@ -135,7 +139,7 @@ pub(crate) fn unpack_codes<'py>(
     })
 }
 
-/// Max pooling on packed codes; see `fatnn_rs.ops.max_pool_codes`.
+/// Max pooling of packed codes; see `fatnn_rs.ops.max_pool_codes`.
 #[pyfunction]
 #[allow(clippy::too_many_arguments, reason = "the Python signature")]
 pub(crate) fn max_pool_codes(
@@ -159,7 +163,7 @@ pub(crate) fn max_pool_codes(
         let input = codes.slice()?;
         let out = out.slice("out", &[bytes_of(input)])?;
         detached(py, || {
-            let (of, layout) = typed(code_type, channels, groups)?;
+            let (of, layout) = codes_layout(code_type, channels, groups)?;
             let bytes = layout.pixel_bytes();
             check_axes("bytes a pixel of the codes", &[bytes], &codes_shape[3..])?;
             check_axes(

@@ -1,4 +1,4 @@
-//! Convolutions as operations on arrays.
+//! Convolutions on NumPy arrays.
 
 use fatnn::codec::CodesLayout;
 use fatnn::conv::{self, ConvShape, Int8Epilogue};
@@ -14,7 +14,7 @@ use crate::errors::{detached, guarded, input_error};
 
 pub(crate) type Pair = [usize; 2];
 
-/// `Ok` where sizes are those expected.
+/// Checks that sizes are the expected ones.
 pub(crate) fn check_axes(
     what: &'static str,
     expected: &[usize],
@@ -30,24 +30,24 @@ pub(crate) fn check_axes(
     }
 }
 
-/// `Ok` where codes have as many bytes a pixel as the weights' channels take.
+/// Checks that the bytes per pixel of codes fit the channels of the weights.
 fn check_codes(codes: &[usize], weights: WeightShape) -> fatnn::Result<()> {
     let layout = CodesLayout::new(weights.channels, weights.groups)?;
     check_axes("bytes a pixel of the codes", &[layout.pixel_bytes()], &codes[3..])
 }
 
-/// `Ok` where the output is (batch, output height, output width, `last`).
+/// Checks that the output has the shape (batch, output height, output width, `last`).
 fn check_out(out: &[usize], shape: &ConvShape, last: usize) -> fatnn::Result<()> {
     let [height, width] = shape.output()?;
     check_axes("shape of out", &[shape.batch, height, width, last], out)
 }
 
-/// The elements of an argument that may be absent.
+/// The elements of an optional argument.
 fn optional<'a, T: Element>(array: Option<&'a In<'_, T>>) -> PyResult<Option<&'a [T]>> {
     array.map(In::slice).transpose()
 }
 
-/// The shape of a convolution over `codes`, whose array has the axes (batch, height, width, bytes).
+/// The shape of a convolution of `codes`, an array with the axes (batch, height, width, bytes).
 pub(crate) fn conv_shape(
     codes: &In<'_, u8>,
     kernel: Pair,
@@ -190,8 +190,8 @@ pub(crate) fn conv_acc(
 }
 
 /// Int8 convolution of floats to floats; see `fatnn_rs.ops.conv_int8`. `x` has the axes (batch,
-/// channels, height, width), or (batch, height, width, channels) where `channels_last` says so;
-/// `out` has its channels last.
+/// channels, height, width) or, with `channels_last`, (batch, height, width, channels). `out` is
+/// always channels-last.
 #[pyfunction]
 #[pyo3(signature = (
     x, weight, scale, bias, inv_step, stride, padding, dilation, channels_last, out

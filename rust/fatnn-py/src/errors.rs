@@ -1,5 +1,5 @@
-//! Errors of the core as the package's exceptions, which are defined in Python
-//! (`fatnn_rs/errors.py`); panics, which are bugs, as `FatnnError`.
+//! Converts errors of the core to the package's exceptions, which are defined in Python
+//! (`fatnn_rs/errors.py`). A panic is a bug and becomes a `FatnnError`.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,11 +10,11 @@ use pyo3::prelude::*;
 
 /// An instance of `fatnn_rs.errors.<class>`.
 fn exception(py: Python<'_>, class: &str, message: &str) -> PyErr {
-    let made = py
+    let value = py
         .import("fatnn_rs.errors")
         .and_then(|m| m.getattr(class))
         .and_then(|c| c.call1((message,)));
-    match made {
+    match value {
         Ok(value) => PyErr::from_value(value),
         Err(error) => error,
     }
@@ -30,12 +30,12 @@ pub(crate) fn config_error(py: Python<'_>, message: &str) -> PyErr {
     exception(py, "ConfigError", message)
 }
 
-/// The exception for an error of the core.
+/// Converts an error of the core to a Python exception.
 pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
-    match class(&error) {
+    match class_name(&error) {
         Some(class) => exception(py, class, &error.to_string()),
-        // The standard library's, with what failed in the message.
-        None => match root(&error) {
+        // Python's own exceptions; the message says what failed.
+        None => match root_cause(&error) {
             Error::Memory { .. } => PyMemoryError::new_err(error.to_string()),
             Error::Io { source, .. } => {
                 PyErr::from(std::io::Error::new(source.kind(), error.to_string()))
@@ -45,17 +45,17 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
     }
 }
 
-/// The error that a node's carries.
-fn root(error: &Error) -> &Error {
+/// The error inside the errors that name a node.
+fn root_cause(error: &Error) -> &Error {
     match error {
-        Error::Node { source, .. } => root(source),
+        Error::Node { source, .. } => root_cause(source),
         other => other,
     }
 }
 
-/// Which of the package's exceptions an error is; `None` for the standard library's.
-fn class(error: &Error) -> Option<&'static str> {
-    Some(match root(error) {
+/// The package's exception for an error; `None` for those that become Python's own exceptions.
+fn class_name(error: &Error) -> Option<&'static str> {
+    Some(match root_cause(error) {
         Error::Shape { .. }
         | Error::Value { .. }
         | Error::NotANumber { .. }
@@ -68,16 +68,16 @@ fn class(error: &Error) -> Option<&'static str> {
     })
 }
 
-/// The body of every function of this module: a panic of the core, which would be a bug, leaves as
-/// `FatnnError` rather than as an exception that `except Exception` does not catch.
+/// Runs the body of a Python function. A panic of the core becomes a `FatnnError`, because
+/// `except Exception` does not catch PyO3's `PanicException`.
 pub(crate) fn guarded<T>(py: Python<'_>, body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(done) => done,
-        Err(panic) => Err(exception(py, "FatnnError", &bug(&*panic))),
+        Err(panic) => Err(exception(py, "FatnnError", &panic_message(&*panic))),
     }
 }
 
-fn bug(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let what = panic.downcast_ref::<String>().map(String::as_str);
     let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
     format!(
@@ -86,7 +86,7 @@ fn bug(panic: &(dyn Any + Send)) -> String {
     )
 }
 
-/// Lets other Python threads run while the core does `work`.
+/// Releases the GIL while the core does `work`.
 pub(crate) fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce() -> fatnn::Result<T> + Send,

@@ -1,4 +1,4 @@
-//! The canonical file, and arrays as the core's tensors.
+//! Reads and writes network files, and converts between arrays and the core's tensors.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,11 +14,11 @@ use crate::array::{In, array};
 use crate::errors::{detached, guarded, input_error, raise};
 use crate::graph;
 
-/// Names of tensors → names of their types.
+/// Type names by tensor name.
 pub(crate) type Dtypes = BTreeMap<String, String>;
 
-/// Writes the canonical file. Arrays are float32, int32, int64, int8 or bool; `dtypes` names the
-/// types of int8 arrays that are `"binary"`, `"ternary"` or `"two-bit"` weights.
+/// Writes a network file. Arrays are float32, int32, int64, int8 or bool. `dtypes` has the types of
+/// int8 arrays that are `"binary"`, `"ternary"` or `"two-bit"` weights.
 #[pyfunction]
 #[pyo3(signature = (path, graph, tensors, dtypes = None))]
 pub(crate) fn save(
@@ -34,8 +34,8 @@ pub(crate) fn save(
     })
 }
 
-/// A dictionary of arrays as the core's tensors. One that `dtypes` does not name has its array's
-/// type.
+/// Converts a dictionary of arrays to the core's tensors. A tensor that is not in `dtypes` has the
+/// type of its array.
 pub(crate) fn typed_tensors(
     arrays: &Bound<'_, PyDict>,
     dtypes: Option<Dtypes>,
@@ -48,8 +48,8 @@ pub(crate) fn typed_tensors(
         let dtype = dtypes.remove(&name);
         let dtype = dtype.map(|dtype| TensorType::from_name(&dtype)).transpose();
         let dtype = dtype.map_err(|e| input_error(py, &format!("tensor {name:?}: {e}")))?;
-        let tensor =
-            typed(&name, tensor(&value, &name)?, dtype).map_err(|why| input_error(py, &why))?;
+        let tensor = with_dtype(&name, tensor(&value, &name)?, dtype)
+            .map_err(|why| input_error(py, &why))?;
         tensors.insert(name, tensor);
     }
     match dtypes.keys().next() {
@@ -60,9 +60,8 @@ pub(crate) fn typed_tensors(
     }
 }
 
-/// A tensor as one of another type, whose array is the same. Values are checked where the tensor is
-/// used.
-fn typed(name: &str, tensor: Tensor, dtype: Option<TensorType>) -> Result<Tensor, String> {
+/// Gives an int8 tensor its type of weight codes. Its values are checked when the tensor is used.
+fn with_dtype(name: &str, tensor: Tensor, dtype: Option<TensorType>) -> Result<Tensor, String> {
     match (tensor, dtype) {
         (Tensor::I8(shape, values), Some(TensorType::Codes(kind))) => {
             Ok(Tensor::Codes(kind, shape, values))
@@ -78,7 +77,7 @@ fn typed(name: &str, tensor: Tensor, dtype: Option<TensorType>) -> Result<Tensor
 }
 
 /// A copy of an array: shape and elements.
-fn owned<T: Element + Copy>(
+fn copied_array<T: Element + Copy>(
     value: &Bound<'_, PyAny>,
     name: &str,
 ) -> PyResult<(Vec<usize>, Vec<T>)> {
@@ -91,12 +90,14 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     let dtype =
         value.getattr("dtype").and_then(|d| d.getattr("name")).and_then(|n| n.extract::<String>());
     match dtype.as_deref() {
-        Ok("float32") => owned(value, name).map(|(shape, values)| Tensor::F32(shape, values)),
-        Ok("int32") => owned(value, name).map(|(shape, values)| Tensor::I32(shape, values)),
-        Ok("int64") => owned(value, name).map(|(shape, values)| Tensor::I64(shape, values)),
-        Ok("int8") => owned(value, name).map(|(shape, values)| Tensor::I8(shape, values)),
-        // As bytes: another library may have left any in an array of bool.
-        Ok("bool") => owned(&value.call_method1("view", ("uint8",))?, name)
+        Ok("float32") => {
+            copied_array(value, name).map(|(shape, values)| Tensor::F32(shape, values))
+        }
+        Ok("int32") => copied_array(value, name).map(|(shape, values)| Tensor::I32(shape, values)),
+        Ok("int64") => copied_array(value, name).map(|(shape, values)| Tensor::I64(shape, values)),
+        Ok("int8") => copied_array(value, name).map(|(shape, values)| Tensor::I8(shape, values)),
+        // As `u8`: a NumPy array of bool may hold bytes other than 0 and 1.
+        Ok("bool") => copied_array(&value.call_method1("view", ("uint8",))?, name)
             .map(|(shape, values)| Tensor::Bool(shape, values)),
         other => Err(input_error(
             value.py(),
@@ -109,11 +110,11 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     }
 }
 
-/// What a file holds: the graph's JSON text, arrays by name, and `dtypes` as `save` takes them.
-type Loaded<'py> = (String, Bound<'py, PyDict>, Dtypes);
+/// The content of a file: the graph's JSON text, arrays by name, and `dtypes` as for `save`.
+type FileContent<'py> = (String, Bound<'py, PyDict>, Dtypes);
 
-/// Reads the canonical file. With `check`, also checks the graph as `check_graph` does, without a
-/// copy of the tensors.
+/// Reads a network file. With `check`, also checks the graph as `check_graph` does, but without
+/// copying the tensors.
 #[pyfunction]
 #[pyo3(signature = (path, check = false, max_bytes = None, max_macs = None))]
 pub(crate) fn load(
@@ -122,15 +123,17 @@ pub(crate) fn load(
     check: bool,
     max_bytes: Option<u64>,
     max_macs: Option<u64>,
-) -> PyResult<Loaded<'_>> {
+) -> PyResult<FileContent<'_>> {
     guarded(py, || {
         let (graph, tensors) = detached(py, || {
             let (graph, tensors) = net::load(&path)?;
             if check {
-                graph::checked(&graph, &tensors, max_bytes, max_macs).map_err(|e| match e {
-                    fatnn::Error::Graph { why } => fatnn::Error::Format { path, why },
-                    other => other,
-                })?;
+                graph::parse_and_check(&graph, &tensors, max_bytes, max_macs).map_err(
+                    |e| match e {
+                        fatnn::Error::Graph { why } => fatnn::Error::Format { path, why },
+                        other => other,
+                    },
+                )?;
             }
             Ok((graph, tensors))
         })?;
@@ -161,7 +164,7 @@ pub(crate) fn load(
     })
 }
 
-/// Bytes that so many elements of a type take in a file.
+/// Bytes of a tensor in a file, by its type and number of elements.
 #[pyfunction]
 pub(crate) fn file_bytes(py: Python<'_>, dtype: &str, elements: usize) -> PyResult<usize> {
     guarded(py, || Ok(TensorType::from_name(dtype).map_err(|e| raise(py, e))?.file_bytes(elements)))

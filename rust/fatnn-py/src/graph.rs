@@ -1,4 +1,4 @@
-//! The table of operations and the checks of `fatnn::graph`, as plain Python data.
+//! The table of operations, checks and reports of `fatnn::graph`, as plain Python data.
 
 use std::collections::HashMap;
 
@@ -16,38 +16,38 @@ use crate::network::limits;
 /// Every operation that a graph may hold, one dictionary each.
 #[pyfunction]
 pub(crate) fn ops(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
-    guarded(py, || OPS.iter().map(|row| described(py, row)).collect())
+    guarded(py, || OPS.iter().map(|row| op_info(py, row)).collect())
 }
 
-fn described<'py>(py: Python<'py>, row: &OpInfo) -> PyResult<Bound<'py, PyDict>> {
-    let made = PyDict::new(py);
-    made.set_item("name", row.name)?;
-    made.set_item("inputs", row.inputs)?;
+fn op_info<'py>(py: Python<'py>, row: &OpInfo) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("name", row.name)?;
+    dict.set_item("inputs", row.inputs)?;
     let attrs = PyDict::new(py);
     for attr in row.attrs {
         attrs.set_item(attr.name, (attr.kind.name(), attr.presence == Presence::Optional))?;
     }
-    made.set_item("attrs", attrs)?;
+    dict.set_item("attrs", attrs)?;
     let tensors = PyDict::new(py);
     for role in row.tensors {
         let dtypes = PyTuple::new(py, role.dtypes.iter().map(|dtype| dtype.name()))?;
         tensors.set_item(role.name, (dtypes, role.required))?;
     }
-    made.set_item("tensors", tensors)?;
-    made.set_item("reads_codes", row.reads_codes)?;
-    made.set_item("reads_plain", row.reads_plain)?;
-    made.set_item("makes_codes", row.makes_codes)?;
-    made.set_item("signature", row.signature())?;
-    made.set_item("exactness", row.exactness.name())?;
-    made.set_item("products", row.products.name())?;
-    made.set_item("form", row.form.name())?;
-    made.set_item("in_files", row.in_files)?;
-    made.set_item("in_engine", row.in_engine())?;
-    Ok(made)
+    dict.set_item("tensors", tensors)?;
+    dict.set_item("reads_codes", row.reads_codes)?;
+    dict.set_item("reads_plain", row.reads_plain)?;
+    dict.set_item("makes_codes", row.makes_codes)?;
+    dict.set_item("signature", row.signature())?;
+    dict.set_item("exactness", row.exactness.name())?;
+    dict.set_item("products", row.products.name())?;
+    dict.set_item("form", row.form.name())?;
+    dict.set_item("in_files", row.in_files)?;
+    dict.set_item("in_engine", row.in_engine())?;
+    Ok(dict)
 }
 
-/// Checks a graph from a file and its tensors: that it is well-formed, that it runs at the shapes
-/// that it was converted at, and within limits.
+/// Checks that a graph and its tensors are well-formed and run within limits at the shapes of the
+/// conversion.
 #[pyfunction]
 #[pyo3(signature = (graph, tensors, dtypes = None, max_bytes = None, max_macs = None))]
 pub(crate) fn check_graph(
@@ -60,12 +60,12 @@ pub(crate) fn check_graph(
 ) -> PyResult<()> {
     guarded(py, || {
         let tensors = crate::file::typed_tensors(tensors, dtypes)?;
-        detached(py, || checked(graph, &tensors, max_bytes, max_macs))
+        detached(py, || parse_and_check(graph, &tensors, max_bytes, max_macs))
     })
 }
 
-/// Checks what a file holds.
-pub(crate) fn checked(
+/// Parses a graph from a file, and checks it and its tensors.
+pub(crate) fn parse_and_check(
     graph: &str,
     tensors: &Tensors,
     max_bytes: Option<u64>,
@@ -76,8 +76,8 @@ pub(crate) fn checked(
     cost::check_sizes(&graph, tensors, &types, limits(max_bytes, max_macs)).map(|_| ())
 }
 
-/// Why the engine cannot run an operation whose attributes are this JSON object, on values of such
-/// shapes; `None` where it can.
+/// The reason why the engine cannot run an operation on inputs of these shapes, or `None` if it
+/// can. `attrs` is the JSON object of its attributes.
 #[pyfunction]
 pub(crate) fn engine_refusal(
     py: Python<'_>,
@@ -91,9 +91,9 @@ pub(crate) fn engine_refusal(
     })
 }
 
-/// Every value's shape in every run, by name: numbers, and where runs choose a size, negative
-/// numbers that are equal where the sizes are. `tensors` has the shapes of the tensors that nodes
-/// name.
+/// The shape of every value, by name, for any input size. A size that depends on the inputs is a
+/// negative number; equal numbers mean sizes that are equal in every run. `tensors` has the shapes
+/// of the graph's tensors.
 #[pyfunction]
 pub(crate) fn shapes_in_every_run(
     py: Python<'_>,
@@ -126,8 +126,8 @@ pub(crate) fn shapes_in_every_run(
     })
 }
 
-/// Multiply-accumulates of an operation whose value, weight and first input have such shapes; 0
-/// where it has no products. `input_products` is its attribute of that name.
+/// Multiply-accumulates of an operation, from the shapes of its value, weight and first input; 0 if
+/// it has no products. `input_products` is the attribute of that name.
 #[pyfunction]
 #[pyo3(signature = (op, shape, weight = None, read = None, input_products = None))]
 pub(crate) fn macs(
@@ -145,7 +145,7 @@ pub(crate) fn macs(
     })
 }
 
-/// What a report shows of a graph, one dictionary per node that is no input.
+/// The rows of a graph's report: a dictionary for every node that is not an input.
 #[pyfunction]
 #[pyo3(signature = (graph, tensors, dtypes = None))]
 pub(crate) fn graph_report<'py>(
@@ -162,17 +162,17 @@ pub(crate) fn graph_report<'py>(
             Ok(report::rows(&graph, &tensors))
         })?;
         let row = |row: report::Row| {
-            let made = PyDict::new(py);
-            made.set_item("node", row.node)?;
-            made.set_item("layer", row.layer)?;
-            made.set_item("op", row.op)?;
-            made.set_item("shape", PyTuple::new(py, row.shape)?)?;
-            made.set_item("products", row.products.name())?;
-            made.set_item("signature", row.signature)?;
-            made.set_item("macs", row.macs)?;
-            made.set_item("packed_bytes", row.code_bytes + row.int8_bytes)?;
-            made.set_item("note", row.note)?;
-            Ok(made)
+            let dict = PyDict::new(py);
+            dict.set_item("node", row.node)?;
+            dict.set_item("layer", row.layer)?;
+            dict.set_item("op", row.op)?;
+            dict.set_item("shape", PyTuple::new(py, row.shape)?)?;
+            dict.set_item("products", row.products.name())?;
+            dict.set_item("signature", row.signature)?;
+            dict.set_item("macs", row.macs)?;
+            dict.set_item("packed_bytes", row.code_bytes + row.int8_bytes)?;
+            dict.set_item("note", row.note)?;
+            Ok(dict)
         };
         rows.into_iter().map(row).collect()
     })

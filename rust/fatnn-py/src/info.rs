@@ -1,4 +1,4 @@
-//! What this process runs on, which kernels layers take, and the number of threads.
+//! CPU features, the choice of kernels, and the number of threads.
 
 use fatnn::codec::{Act, WeightKind};
 use fatnn::cpu::Features;
@@ -11,7 +11,7 @@ use crate::array::In;
 use crate::errors::{config_error, guarded, raise};
 use crate::weights::weight_kind;
 
-/// What this process runs on: architecture, features, kernels (best first), threads.
+/// Describes the CPU and this process: architecture, features, kernels (best first), threads.
 #[pyfunction]
 pub(crate) fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     guarded(py, || {
@@ -32,7 +32,7 @@ pub(crate) fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     })
 }
 
-/// Name of the kernel that an int8 layer takes: a linear one, a depthwise convolution, or another
+/// Name of the kernel for an int8 layer: a linear layer, a depthwise convolution, or another
 /// convolution.
 #[pyfunction]
 #[pyo3(signature = (linear, depthwise = false))]
@@ -49,9 +49,9 @@ pub(crate) fn int8_kernel_for(
     })
 }
 
-/// Name of the kernel that a layer of codes takes: a convolution with so many output channels per
-/// group, so long a reduction and so many taps, or a linear layer; for activations of the type
-/// `act` and weights of the type `weights`.
+/// Name of the kernel for a layer on codes: a linear layer, or a convolution with `out_channels`
+/// output channels per group, a reduction of length `reduction` and `taps` taps. `act` and
+/// `weights` are the types of activations and weights.
 #[pyfunction]
 #[pyo3(signature = (out_channels, reduction, linear, act = "half", weights = "ternary", taps = 1))]
 pub(crate) fn kernel_for(
@@ -73,10 +73,10 @@ pub(crate) fn kernel_for(
     })
 }
 
-/// The kernels that this process may run for activations of the type `act` and such weights, of the
-/// type `weights` (without it, of the one that takes the least work), best first, each as a
-/// dictionary of its name, family, isa and, where it counts bits, passes over them; where several
-/// share a layout of weights, the best of them.
+/// The kernels that can run weights `weight` with activations of type `act`, best first. `weights`
+/// names the type of the weights, by default the cheapest that can represent them. Each kernel is a
+/// dictionary of its name, family, isa and, if it counts bits, its passes over them. Of kernels
+/// that share a layout of weights, only the best is listed.
 #[pyfunction]
 #[pyo3(signature = (weight, act, weights = None))]
 pub(crate) fn kernels_for<'py>(
@@ -126,13 +126,13 @@ fn thread_count(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<usize> {
         })
 }
 
-/// Sets the number of threads of later calls.
+/// Sets the number of threads for later calls.
 #[pyfunction]
 pub(crate) fn set_num_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<()> {
     guarded(py, || parallel::set_num_threads(thread_count(py, threads)?).map_err(|e| raise(py, e)))
 }
 
-/// Sets the number of threads for as long as nothing else does.
+/// Sets the default number of threads, which `set_num_threads` and the environment override.
 #[pyfunction]
 pub(crate) fn set_default_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<()> {
     guarded(py, || {
@@ -140,7 +140,7 @@ pub(crate) fn set_default_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) ->
     })
 }
 
-/// The number of threads of later calls.
+/// The number of threads for later calls.
 #[pyfunction]
 pub(crate) fn get_num_threads(py: Python<'_>) -> PyResult<usize> {
     guarded(py, || parallel::num_threads().map_err(|e| raise(py, e)))

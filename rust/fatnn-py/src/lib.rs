@@ -1,6 +1,6 @@
-//! `fatnn_rs._core`: the core for Python. Each function checks its arrays, lets other Python
-//! threads run, calls the core and maps its error; no arithmetic lives here. What the arguments
-//! mean is documented where users see it, in `fatnn_rs.ops`.
+//! `fatnn_rs._core`: the Python bindings of the core. Each function checks its arrays, releases the
+//! GIL, calls the core and converts its errors; it computes nothing itself. `fatnn_rs.ops`
+//! documents the arguments for users.
 
 use fatnn::dtype::CodeType;
 use fatnn::net;

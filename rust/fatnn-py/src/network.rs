@@ -1,4 +1,4 @@
-//! `fatnn_rs._core.Network`: a whole network in one call.
+//! `fatnn_rs._core.Network`: runs a whole network in one call.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -13,16 +13,16 @@ use pyo3::types::PyDict;
 use crate::array::{In, array};
 use crate::errors::{detached, guarded, input_error, raise};
 
-/// A network that runs in Rust as a whole.
+/// A network that runs in Rust.
 #[pyclass(frozen, module = "fatnn_rs._core")]
 pub(crate) struct Network {
     net: net::Network,
 }
 
 /// A node that ran: its name, nanoseconds, and its packed codes (images, height, width, bytes).
-type Seen<'py> = (String, u64, Option<Bound<'py, PyArrayDyn<u8>>>);
+type NodeRun<'py> = (String, u64, Option<Bound<'py, PyArrayDyn<u8>>>);
 
-/// Limits from Python's arguments, of which `None` means no bound.
+/// Limits from Python's arguments; `None` means no limit.
 pub(crate) fn limits(max_bytes: Option<u64>, max_macs: Option<u64>) -> Limits {
     let Limits { max_bytes: all_bytes, max_macs: all_macs } = Limits::NONE;
     Limits { max_bytes: max_bytes.unwrap_or(all_bytes), max_macs: max_macs.unwrap_or(all_macs) }
@@ -30,10 +30,10 @@ pub(crate) fn limits(max_bytes: Option<u64>, max_macs: Option<u64>) -> Limits {
 
 #[pymethods]
 impl Network {
-    /// Builds a network from a graph's JSON text and its arrays, of which `dtypes` means what it
-    /// does to `save`; `family`: that of the kernels that its ternary products take, what suits the
-    /// CPU by default. `max_bytes` and `max_macs` bound what it may cost, when it is built and in
-    /// every run; `None` is no bound.
+    /// Builds a network from a graph's JSON text and its arrays; `dtypes` is as for `save`.
+    /// `family` selects the kernel family of its ternary products; by default the CPU decides.
+    /// `max_bytes` and `max_macs` limit its cost, when it is built and in every run; `None` means
+    /// no limit.
     #[new]
     #[pyo3(signature = (
         graph, tensors, dtypes = None, family = None, max_bytes = None, max_macs = None
@@ -58,7 +58,7 @@ impl Network {
         })
     }
 
-    /// Reads a network from a file, within the limits that are the default for files.
+    /// Reads a network from a file. By default it has the limits for files.
     #[staticmethod]
     #[pyo3(signature = (
         path,
@@ -78,7 +78,7 @@ impl Network {
         })
     }
 
-    /// Name and shape at conversion of every input.
+    /// Name of every input, and its shape at conversion.
     #[getter]
     fn inputs(&self) -> Vec<(String, Vec<usize>)> {
         self.net.inputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect() // small
@@ -90,21 +90,21 @@ impl Network {
         self.net.input_types().collect() // small: a few
     }
 
-    /// Name and shape at conversion of every output.
+    /// Name of every output, and its shape at conversion.
     #[getter]
     fn outputs(&self) -> Vec<(String, Vec<usize>)> {
         self.net.outputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect() // small
     }
 
-    /// Every product, in order: the node's name, the kernel that it runs on, and bytes of its
-    /// weights as that has them.
+    /// Every product, in order: the node's name, the kernel's name, and the bytes of the packed
+    /// weights.
     #[getter]
     fn products(&self) -> Vec<(String, &'static str, usize)> {
         self.net.products().map(|(node, kernel, bytes)| (node.to_owned(), kernel, bytes)).collect()
     }
 
-    /// Every rewrite that is for a node but did not apply: the layer (or node), the rewrite's name,
-    /// and why.
+    /// Every fusion that was possible for a node but did not apply: the layer (or node), the name
+    /// of the pass, and the reason.
     #[getter]
     fn not_fused(&self) -> Vec<(String, &'static str, &'static str)> {
         self.net
@@ -125,11 +125,10 @@ impl Network {
         self.net.drop_buffers();
     }
 
-    /// Runs the network on arrays of the inputs' types. Memory of float32 arrays is channels-first
-    /// (shape as PyTorch has it)
-    /// or, where `channels_last` says so, channels-last (shape (images, ..., channels)). Outputs
-    /// have PyTorch's shapes, and strides of either order. Signals are handled between nodes, so
-    /// that Ctrl-C ends a long run.
+    /// Runs the network on arrays of the inputs' types. A float32 array has PyTorch's shape, or
+    /// the shape (images, ..., channels) if its flag in `channels_last` is set. Outputs have
+    /// PyTorch's shapes, with strides of either memory order. Signals are handled between nodes, so
+    /// Ctrl-C ends a long run.
     fn run<'py>(
         &self,
         py: Python<'py>,
@@ -139,78 +138,78 @@ impl Network {
         guarded(py, || self.run_with(py, &inputs, &channels_last, None))
     }
 
-    /// As `run`; also returns, for every node that ran: its name, nanoseconds, and its packed codes
-    /// (images, height, width, bytes), or `None` where it made floats.
+    /// Like `run`. Also returns for every node that ran: its name, its nanoseconds, and its packed
+    /// codes (images, height, width, bytes), or `None` if its value is not codes.
     #[allow(clippy::type_complexity, reason = "the Python signature")]
     fn run_observed<'py>(
         &self,
         py: Python<'py>,
         inputs: Vec<Bound<'py, PyAny>>,
         channels_last: Vec<bool>,
-    ) -> PyResult<(Vec<Bound<'py, PyArrayDyn<f32>>>, Vec<Seen<'py>>)> {
+    ) -> PyResult<(Vec<Bound<'py, PyArrayDyn<f32>>>, Vec<NodeRun<'py>>)> {
         guarded(py, || {
-            let mut seen = Vec::new();
+            let mut observed = Vec::new();
             let mut observe = |value: Observed<'_>| {
                 let nanoseconds = u64::try_from(value.nanoseconds).unwrap_or(u64::MAX);
-                let copied = |codes| memory::copied("codes that are shown", codes);
+                let copied = |codes| memory::copied("observed codes", codes);
                 let codes = value
                     .codes
                     .map(|(codes, layout)| (value.pixels(), layout.pixel_bytes(), copied(codes)));
-                seen.push((value.node.to_owned(), nanoseconds, codes));
+                observed.push((value.node.to_owned(), nanoseconds, codes));
             };
             let outputs = self.run_with(py, &inputs, &channels_last, Some(&mut observe))?;
-            let mut shown = Vec::new();
-            for (node, nanoseconds, codes) in seen {
+            let mut runs = Vec::new();
+            for (node, nanoseconds, codes) in observed {
                 let codes = match codes {
                     None => None,
                     Some(([n, h, w], bytes, codes)) => {
                         Some(array(py, codes.map_err(|e| raise(py, e))?, [n, h, w, bytes].into())?)
                     }
                 };
-                shown.push((node, nanoseconds, codes));
+                runs.push((node, nanoseconds, codes));
             }
-            Ok((outputs, shown))
+            Ok((outputs, runs))
         })
     }
 }
 
-/// An array of a type that inputs may have.
-enum Given<'py> {
+/// An array of one of the types of inputs.
+enum InputArray<'py> {
     F32(In<'py, f32>),
     I32(In<'py, i32>),
     I64(In<'py, i64>),
-    /// As bytes, for an array of bool may hold any.
+    /// As `u8`: a NumPy array of bool may hold bytes other than 0 and 1.
     Bool(In<'py, u8>),
 }
 
-impl<'py> Given<'py> {
+impl<'py> InputArray<'py> {
     fn new(array: &Bound<'py, PyAny>, name: &str, dtype: &str) -> PyResult<Self> {
         Ok(match dtype {
-            "int32" => Given::I32(In::new(array, name, None)?),
-            "int64" => Given::I64(In::new(array, name, None)?),
+            "int32" => InputArray::I32(In::new(array, name, None)?),
+            "int64" => InputArray::I64(In::new(array, name, None)?),
             "bool" => {
                 In::<bool>::new(array, name, None)?;
-                Given::Bool(In::new(&array.call_method1("view", ("uint8",))?, name, None)?)
+                InputArray::Bool(In::new(&array.call_method1("view", ("uint8",))?, name, None)?)
             }
-            _ => Given::F32(In::new(array, name, None)?),
+            _ => InputArray::F32(In::new(array, name, None)?),
         })
     }
 
     fn shape(&self) -> &[usize] {
         match self {
-            Given::F32(array) => array.shape(),
-            Given::I32(array) => array.shape(),
-            Given::I64(array) => array.shape(),
-            Given::Bool(array) => array.shape(),
+            InputArray::F32(array) => array.shape(),
+            InputArray::I32(array) => array.shape(),
+            InputArray::I64(array) => array.shape(),
+            InputArray::Bool(array) => array.shape(),
         }
     }
 
-    fn given<'a>(&'a self, shape: &'a [usize], channels_last: bool) -> PyResult<Array<'a>> {
+    fn as_array<'a>(&'a self, shape: &'a [usize], channels_last: bool) -> PyResult<Array<'a>> {
         Ok(match self {
-            Given::F32(array) => Input { shape, data: array.slice()?, channels_last }.into(),
-            Given::I32(array) => Array::I32(shape, array.slice()?),
-            Given::I64(array) => Array::I64(shape, array.slice()?),
-            Given::Bool(array) => Array::Bool(shape, array.slice()?),
+            InputArray::F32(array) => Input { shape, data: array.slice()?, channels_last }.into(),
+            InputArray::I32(array) => Array::I32(shape, array.slice()?),
+            InputArray::I64(array) => Array::I64(shape, array.slice()?),
+            InputArray::Bool(array) => Array::Bool(shape, array.slice()?),
         })
     }
 }
@@ -227,13 +226,13 @@ impl Network {
             return Err(input_error(py, "channels_last: expected one flag per input"));
         }
         let names = self.net.inputs().map(|(name, _)| name);
-        let known: Vec<(&str, &str)> = names.zip(self.net.input_types()).collect(); // small: a few
+        let declared: Vec<(&str, &str)> = names.zip(self.net.input_types()).collect(); // small
         let arrays = inputs
             .iter()
             .enumerate()
             .map(|(i, array)| {
-                let (name, dtype) = known.get(i).copied().unwrap_or(("?", "float32"));
-                Given::new(array, &format!("input {name:?}"), dtype)
+                let (name, dtype) = declared.get(i).copied().unwrap_or(("?", "float32"));
+                InputArray::new(array, &format!("input {name:?}"), dtype)
             })
             .collect::<PyResult<Vec<_>>>()?;
         let shapes: Vec<Vec<usize>> = arrays
@@ -241,7 +240,7 @@ impl Network {
             .zip(channels_last)
             .map(|(array, &last)| {
                 let mut shape = array.shape().to_vec(); // small: at most 64 sizes
-                if last && shape.len() > 2 && matches!(array, Given::F32(_)) {
+                if last && shape.len() > 2 && matches!(array, InputArray::F32(_)) {
                     shape[1..].rotate_right(1);
                 }
                 shape
@@ -251,9 +250,9 @@ impl Network {
             .iter()
             .zip(&shapes)
             .zip(channels_last)
-            .map(|((array, shape), &channels_last)| array.given(shape, channels_last))
+            .map(|((array, shape), &channels_last)| array.as_array(shape, channels_last))
             .collect::<PyResult<Vec<Array<'_>>>>()?;
-        // What a signal's handler raised: KeyboardInterrupt, usually.
+        // The exception of a signal handler, usually KeyboardInterrupt.
         let raised = Mutex::new(None);
         let go_on = || match Python::attach(|py| py.check_signals()) {
             Ok(()) => true,
@@ -270,7 +269,7 @@ impl Network {
             return Err(error);
         }
         let outputs = done.map_err(|e| match e {
-            // Here it is the inputs that ask for so much.
+            // The network is within the limits, so the inputs' sizes exceed them.
             limit @ fatnn::Error::Limit { .. } => input_error(py, &limit.to_string()),
             other => raise(py, other),
         })?;
@@ -284,8 +283,8 @@ impl Network {
                 shape[1..].rotate_left(1);
                 let mut axes: Vec<usize> = (0..rank).collect();
                 axes[1..].rotate_right(1);
-                let made = array(py, output.data, shape)?;
-                Ok(made.call_method1("transpose", (axes,))?.cast_into()?)
+                let output = array(py, output.data, shape)?;
+                Ok(output.call_method1("transpose", (axes,))?.cast_into()?)
             })
             .collect()
     }

@@ -1,4 +1,4 @@
-//! A transposed convolution as an ordinary one whose pixels are blocks of pixels.
+//! Converts a transposed convolution to an ordinary one whose channels become pixels afterwards.
 
 use fatnn::graph::ConvParams;
 use fatnn::graph::spatial::{ConvTranspose, SubPixel};
@@ -11,13 +11,13 @@ use crate::conv::Pair;
 use crate::errors::{detached, guarded, input_error};
 
 /// The int8 weight of the ordinary convolution, its padding and dilation, and the rows and columns
-/// to cut afterwards: top, bottom, left, right.
-type Made<'py> = (Bound<'py, PyArrayDyn<i8>>, Pair, Pair, [usize; 4]);
+/// to crop after it: top, bottom, left, right.
+type OrdinaryConv<'py> = (Bound<'py, PyArrayDyn<i8>>, Pair, Pair, [usize; 4]);
 
-/// Weight codes of a transposed convolution (channels, n / groups, height, width) as those of a
-/// convolution of stride 1 with `n` channels for every pixel of a block of the size of the stride.
-/// Blocks of a group's channels stand one after the other; taps that a pixel of a block does not
-/// have are 0.
+/// Converts weight codes of a transposed convolution, (channels, n / groups, height, width), to
+/// those of an ordinary convolution of stride 1. It has `n` output channels for each of the `s²`
+/// pixels of a block, with stride `s`. Within a group, all channels of the first pixel come first,
+/// then those of the second. Taps that a pixel does not have are 0.
 #[pyfunction]
 pub(crate) fn sub_pixel<'py>(
     py: Python<'py>,
@@ -27,7 +27,7 @@ pub(crate) fn sub_pixel<'py>(
     output_padding: Pair,
     dilation: Pair,
     groups: usize,
-) -> PyResult<Made<'py>> {
+) -> PyResult<OrdinaryConv<'py>> {
     guarded(py, || {
         let weight = In::<i8>::new(weight, "weight", Some(4))?;
         let &[channels, out, height, width] = weight.shape() else {
@@ -36,12 +36,12 @@ pub(crate) fn sub_pixel<'py>(
         let shape = [channels, out, height, width];
         let params = ConvParams { kernel: [height, width], stride, padding, dilation };
         let layer = ConvTranspose { axes: 2, params, output_padding, groups };
-        let wrong = |why: String| input_error(py, &why);
-        let sub = SubPixel::new(&layer, params.kernel).map_err(wrong)?;
-        let made = sub.weight_shape(shape).map_err(wrong)?;
-        let count = made.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+        let invalid = |why: String| input_error(py, &why);
+        let sub = SubPixel::new(&layer, params.kernel).map_err(invalid)?;
+        let conv_shape = sub.weight_shape(shape).map_err(invalid)?;
+        let count = conv_shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
         let Some(count) = count.filter(|_| !shape.contains(&0)) else {
-            return Err(wrong(format!("weight: its shape {shape:?} cannot be spread")));
+            return Err(invalid(format!("weight: unsupported shape {shape:?}")));
         };
         let values = weight.slice()?;
         let spread = detached(py, || {
@@ -50,7 +50,7 @@ pub(crate) fn sub_pixel<'py>(
             Ok(spread)
         })?;
         let (conv, [[top, bottom], [left, right]]) = (sub.conv(), sub.shuffle().crop);
-        let made = array(py, spread, made.to_vec())?; // small: four sizes
-        Ok((made, conv.padding, conv.dilation, [top, bottom, left, right]))
+        let conv_weight = array(py, spread, conv_shape.to_vec())?; // small: four sizes
+        Ok((conv_weight, conv.padding, conv.dilation, [top, bottom, left, right]))
     })
 }

@@ -1,4 +1,4 @@
-//! Packing weights for this CPU's kernels, and what packed ones hold.
+//! Packs weights for this CPU's kernels, and describes packed weights.
 
 use fatnn::codec::{Act, WeightKind};
 use fatnn::kernels::Operands;
@@ -11,7 +11,7 @@ use pyo3::types::PyDict;
 use crate::array::In;
 use crate::errors::{detached, guarded, raise};
 
-/// Weights (n, channels / groups, height, width) to the blob that `pack` makes.
+/// Packs weights (n, channels / groups, height, width) into a blob by `pack`.
 fn packed_blob<'py>(
     py: Python<'py>,
     weight: &Bound<'py, PyAny>,
@@ -32,15 +32,14 @@ fn packed_blob<'py>(
     Ok(detached(py, || pack(weight, shape))?.into_pyarray(py))
 }
 
-/// The type of weights of that name; without a name, the one that takes the least work of those
-/// that `values` may be.
+/// The weight type called `name`. Without a name, the cheapest type that can represent `values`.
 pub(crate) fn weight_kind(name: Option<&str>, values: &[i8]) -> fatnn::Result<WeightKind> {
     name.map_or_else(|| WeightKind::of(values), WeightKind::from_name)
 }
 
-/// Weight codes (n, channels / groups, height, width) of the type `weights` (without it, of the one
-/// that takes the least work) to the blob that this CPU's kernel reads for activations of the type
-/// `act`; or that the kernel named `kernel` reads, which has to be one that would run it.
+/// Packs weight codes (n, channels / groups, height, width) for this CPU's kernel and activations
+/// of type `act`. `weights` names their type, by default the cheapest that can represent them.
+/// `kernel` selects a kernel by name; it must be the one that this process would run.
 #[pyfunction]
 #[pyo3(signature = (weight, groups, act, kernel = None, weights = None))]
 pub(crate) fn prepack<'py>(
@@ -61,8 +60,8 @@ pub(crate) fn prepack<'py>(
             };
             let blob =
                 copied(PackedWeights::for_kernel(kernel, codes, shape, operands)?.as_bytes())?;
-            // Blobs carry the layout's number, which kernels may share, and the environment may
-            // have excluded.
+            // A blob stores the layout's id, not the kernel: several kernels may share a layout,
+            // and environment variables may exclude some of them.
             let runs = PackedWeights::from_bytes(&blob).map(|packed| packed.kernel().name());
             match runs {
                 Ok(name) if name == kernel.name() => Ok(blob),
@@ -71,19 +70,15 @@ pub(crate) fn prepack<'py>(
                     expected: "the one that this process uses for the layout (FATNN_ISA and \
                                FATNN_KERNEL choose)"
                         .into(),
-                    got: format!(
-                        "{}, instead of which {} would run",
-                        kernel.name(),
-                        other.unwrap_or("none")
-                    ),
+                    got: format!("{}, but {} would run", kernel.name(), other.unwrap_or("none")),
                 }),
             }
         })
     })
 }
 
-/// Int8 weights (n, channels / groups, height, width) to the blob that this CPU's int8 kernel
-/// wants; `linear` says that they are a linear layer's.
+/// Packs int8 weights (n, channels / groups, height, width) for this CPU's int8 kernel. `linear`
+/// means weights of a linear layer.
 #[pyfunction]
 pub(crate) fn prepack_int8<'py>(
     py: Python<'py>,
@@ -99,7 +94,7 @@ pub(crate) fn prepack_int8<'py>(
     })
 }
 
-/// What a blob of packed weights holds: its shape, operands and the kernel that runs it.
+/// Describes a blob of packed weights: its shape, its operand types and the kernel that runs it.
 #[pyfunction]
 pub(crate) fn packed_info<'py>(
     py: Python<'py>,
@@ -121,7 +116,7 @@ pub(crate) fn packed_info<'py>(
     })
 }
 
-/// Output channels and kernel of a blob that `prepack` or, for `int8`, `prepack_int8` made.
+/// Output channels and kernel size of a blob from `prepack` or, with `int8`, from `prepack_int8`.
 #[pyfunction]
 pub(crate) fn packed_shape(
     py: Python<'_>,

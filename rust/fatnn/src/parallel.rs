@@ -26,20 +26,20 @@ use crate::kernels::FloatMode;
 
 struct State {
     /// From [`set_num_threads`]; `None` until then.
-    wanted: Option<usize>,
+    requested: Option<usize>,
     /// From [`set_default_threads`]; `None` until then.
     default: Option<usize>,
     pool: Option<(u32, usize, Arc<rayon::ThreadPool>)>,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { wanted: None, default: None, pool: None });
+static STATE: Mutex<State> = Mutex::new(State { requested: None, default: None, pool: None });
 
 /// Sets the number of threads of later calls.
 ///
 /// # Errors
 /// [`Error::Value`] if `threads` is 0 or above [`MAX_THREADS`].
 pub fn set_num_threads(threads: usize) -> Result<()> {
-    state().wanted = Some(check_num_threads(threads)?);
+    state().requested = Some(check_num_threads(threads)?);
     Ok(())
 }
 
@@ -77,7 +77,7 @@ pub fn num_threads() -> Result<usize> {
 }
 
 fn resolve_num_threads(state: &State) -> Result<usize> {
-    if let Some(n) = state.wanted {
+    if let Some(n) = state.requested {
         return Ok(n);
     }
     if let Some(n) = config::get()?.threads.or(state.default) {
@@ -122,27 +122,26 @@ fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
     Ok((threads, Some(pool)))
 }
 
-/// Lets the caller of a run stop it. Only the calling thread asks whether to go on, at most every
-/// [`Watch::INTERVAL`]. While pool threads work, it waits and asks; while it works itself, it asks
-/// in [`Watch::check`].
-pub(crate) struct Watch<'a> {
+/// Lets the caller of a run stop it. Only the calling thread calls `go_on`, at most every
+/// [`Cancellation::INTERVAL`]: while it waits for pool threads, and in [`Cancellation::check`].
+pub(crate) struct Cancellation<'a> {
     go_on: Option<&'a (dyn Fn() -> bool + Sync)>,
     caller: ThreadId,
     asked: Mutex<Instant>,
     stopped: AtomicBool,
 }
 
-impl<'a> Watch<'a> {
+impl<'a> Cancellation<'a> {
     const INTERVAL: Duration = Duration::from_millis(50);
 
-    /// A watch for a run that the current thread starts. With `None` the run cannot be stopped.
+    /// For a run that the current thread starts. With `None` the run cannot be stopped.
     pub fn new(go_on: Option<&'a (dyn Fn() -> bool + Sync)>) -> Self {
         let (asked, stopped) = (Mutex::new(Instant::now()), AtomicBool::new(false));
-        Watch { go_on, caller: thread::current().id(), asked, stopped }
+        Cancellation { go_on, caller: thread::current().id(), asked, stopped }
     }
 
     pub fn none() -> Self {
-        Watch::new(None)
+        Cancellation::new(None)
     }
 
     /// Called between the parts of a run.
@@ -156,7 +155,7 @@ impl<'a> Watch<'a> {
             if asked.elapsed() >= Self::INTERVAL {
                 *asked = Instant::now();
                 drop(asked);
-                self.ask(go_on);
+                self.poll(go_on);
             }
         }
         match self.stopped.load(Ordering::Relaxed) {
@@ -165,7 +164,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn ask(&self, go_on: &(dyn Fn() -> bool + Sync)) {
+    fn poll(&self, go_on: &(dyn Fn() -> bool + Sync)) {
         if !go_on() {
             self.stopped.store(true, Ordering::Relaxed);
         }
@@ -208,7 +207,7 @@ impl<'a> Watch<'a> {
                 if !*finished && waited.1.timed_out() {
                     // Released before asking, because the caller may take long to answer.
                     drop(finished);
-                    self.ask(go_on);
+                    self.poll(go_on);
                     finished = done.lock().unwrap_or_else(PoisonError::into_inner);
                 }
             }
@@ -220,9 +219,12 @@ impl<'a> Watch<'a> {
 
 /// Calls `work` on a pool thread, so that nested loops find awake workers. Waking them once per
 /// layer took half as long as the work itself, in a network of twenty layers.
-pub(crate) fn inside<R: Send>(watch: &Watch<'_>, work: impl FnOnce() -> R + Send) -> Result<R> {
+pub(crate) fn on_pool_thread<R: Send>(
+    cancel: &Cancellation<'_>,
+    work: impl FnOnce() -> R + Send,
+) -> Result<R> {
     match pool()? {
-        (_, Some(pool)) => watch.install(&pool, work),
+        (_, Some(pool)) => cancel.install(&pool, work),
         (_, None) => Ok(work()),
     }
 }
@@ -241,8 +243,8 @@ impl Drop for RestoreFlag {
     }
 }
 
-/// Calls `work`, of which nothing is handed to other threads: a thread's working memory may be
-/// borrowed meanwhile.
+/// Calls `work` without handing any of it to other threads, so it may borrow this thread's working
+/// memory.
 pub(crate) fn on_this_thread<R>(work: impl FnOnce() -> R) -> R {
     let _before = RestoreFlag(KEEP_SERIAL.replace(true));
     work()
@@ -250,14 +252,14 @@ pub(crate) fn on_this_thread<R>(work: impl FnOnce() -> R) -> R {
 
 /// Calls `work` for every index below `count`, and returns the results in order. With at least as
 /// many indices as threads, each call stays on one thread.
-pub(crate) fn for_each_alone<R: Send>(
-    watch: &Watch<'_>,
+pub(crate) fn map_one_per_thread<R: Send>(
+    cancel: &Cancellation<'_>,
     count: usize,
     work: impl Fn(usize) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
     let mode = FloatMode::current();
     match pool()? {
-        (threads, Some(pool)) if count >= threads => watch.install(&pool, || {
+        (threads, Some(pool)) if count >= threads => cancel.install(&pool, || {
             let call = |i| {
                 let _restore = RestoreFlag(KEEP_SERIAL.replace(true));
                 mode.run(|| work(i))
@@ -354,7 +356,7 @@ pub(crate) mod testing {
     /// Lets a test set the number of threads. Only one test at a time can hold it; dropping it
     /// restores the former setting, also after a panic.
     pub struct ThreadCount {
-        wanted: Option<usize>,
+        requested: Option<usize>,
         _lock: MutexGuard<'static, ()>,
     }
 
@@ -362,13 +364,13 @@ pub(crate) mod testing {
         pub fn lock() -> Self {
             static LOCK: Mutex<()> = Mutex::new(());
             let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-            ThreadCount { wanted: state().wanted, _lock: lock }
+            ThreadCount { requested: state().requested, _lock: lock }
         }
     }
 
     impl Drop for ThreadCount {
         fn drop(&mut self) {
-            state().wanted = self.wanted;
+            state().requested = self.requested;
         }
     }
 }

@@ -1,18 +1,20 @@
-//! Functions of one element: each in PyTorch's order of float operations, so that bits agree.
+//! Elementwise functions. Each uses PyTorch's order of float operations, so results have the same
+//! bits as PyTorch's.
 //!
-//! They hold for NaN, infinities and signed zeros as in PyTorch. `apply` is compiled for every
-//! instruction set by the loops that call it (`kernels::vector`).
+//! NaN, infinities and signed zeros are handled as in PyTorch. The loops that call `apply`
+//! (`kernels::vector`) compile it for every instruction set.
 
 mod math;
 
-/// Replaces every element by a function of it, computed in float64 and rounded once. No function
-/// that takes another: compilers call those of long functions, compiled for any CPU, and a loop
-/// with a call in it has no vectors (GELU took ten times as long).
+/// Replaces every element by a function of it, computed in float64 and rounded once.
+///
+/// A macro, because the compiler does not inline long closures: the call compiles for the baseline
+/// CPU and prevents vectorization of the loop (GELU took ten times as long).
 macro_rules! wide {
-    ($values:expr, $x:ident => $made:expr) => {
+    ($values:expr, $x:ident => $result:expr) => {
         for value in $values.iter_mut() {
             let $x = f64::from(*value);
-            *value = $made as f32;
+            *value = $result as f32;
         }
     };
 }
@@ -71,20 +73,20 @@ pub enum Scalar {
     Tanh,
     /// `x * sigmoid(x)`.
     Silu,
-    /// `x * Φ(x)`, of the normal distribution.
+    /// `x * Φ(x)`, with the distribution function Φ of the standard normal distribution.
     Gelu,
-    /// GELU's approximation by a hyperbolic tangent.
+    /// The tanh approximation of GELU.
     GeluTanh,
     /// `x > 0 ? x : alpha * (e^x - 1)`.
     Elu {
-        /// The limit below 0, negated.
+        /// The function tends to `-alpha` for large negative `x`.
         alpha: f32,
     },
     /// `ln(1 + e^(beta * x)) / beta`.
     Softplus {
-        /// Sharpness.
+        /// Sharpness of the bend at 0.
         beta: f32,
-        /// Where `beta * x` is above it, the function is `x`.
+        /// If `beta * x` is above this threshold, the result is `x`.
         threshold: f32,
     },
     /// `x * tanh(ln(1 + e^x))`.
@@ -146,7 +148,7 @@ impl Parity {
     }
 }
 
-/// A relation of two numbers; with NaN only [`Comparison::Ne`] holds.
+/// A comparison of two numbers. With NaN, only [`Comparison::Ne`] is true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
     /// `a == b`
@@ -159,18 +161,18 @@ pub enum Comparison {
     Le,
 }
 
-/// A function of two truth values.
+/// A logical operation on two booleans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logical {
-    /// Both.
+    /// `a && b`
     And,
-    /// One at least.
+    /// `a || b`
     Or,
-    /// One only.
+    /// `a != b`
     Xor,
 }
 
-/// A function of two elements.
+/// An arithmetic operation on two elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binary {
     /// `a + b`.
@@ -184,7 +186,7 @@ pub enum Binary {
 }
 
 impl Scalar {
-    /// The bounds, where it is nothing but a lower and an upper one, in order.
+    /// The lower and upper bound, if the function only clamps to a range.
     pub fn bounds(self) -> Option<[f32; 2]> {
         match self {
             Scalar::Relu => Some([0.0, f32::INFINITY]),
@@ -193,7 +195,7 @@ impl Scalar {
         }
     }
 
-    /// Applies it to every element.
+    /// Applies the function to every element in place.
     #[inline(always)]
     pub fn apply(self, values: &mut [f32]) {
         match self {
@@ -268,13 +270,13 @@ fn each(values: &mut [f32], function: impl Fn(f32) -> f32) {
     }
 }
 
-/// Not `max`: NaN and -0 pass through.
+/// Unlike `f32::max`, passes NaN and -0 through.
 #[inline(always)]
 fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
 }
 
-/// NaN passes through.
+/// Clamps to a range; NaN passes through.
 #[inline(always)]
 fn clamp(x: f32, min: f32, max: f32) -> f32 {
     let x = if x < min { min } else { x };

@@ -116,7 +116,7 @@ fn shape_rules_hold_for_all_ranks() {
         assert_eq!(found[1], to, "{op} {attrs}");
         let other = [to.as_slice(), &[1]].concat();
         let error = sizes(&graph(&other), &BTreeMap::new(), Limits::NONE).unwrap_err().to_string();
-        assert!(error.contains("layer of y") && error.contains("was noted"), "{error}");
+        assert!(error.contains("layer of y") && error.contains("was declared"), "{error}");
     }
 }
 

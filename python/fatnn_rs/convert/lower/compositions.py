@@ -7,6 +7,7 @@ for. :mod:`fatnn_rs.convert.lower.composed` traces it and checks its bits.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -179,7 +180,7 @@ def _unflatten(x: Any, dim: Any, sizes: Any) -> Any:
 
 
 def _channel_shuffle(x: Any, groups: Any) -> Any:
-    n, channels, *rest = shape_of(x)
+    _, channels, *rest = shape_of(x)
     y = torch.reshape(x, (-1, groups, channels // groups, *rest))
     return torch.reshape(torch.transpose(y, 1, 2), (-1, channels, *rest))
 
@@ -323,7 +324,6 @@ _NAMED: dict[str, Callable[..., Any]] = {
     "sub": _sub,
     "maximum": _maximum,
     "minimum": _minimum,
-    "fmax": lambda x, y: None,
     "max": _max,
     "min": _min,
     "aminmax": _aminmax,
@@ -385,8 +385,8 @@ def _functions() -> dict[Any, Callable[..., Any]]:
 #: Functions and operators → composition.
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **_functions(),
-    **{op: _cube for op in (_aten.pow.Tensor_Scalar, pow, __import__("operator").pow)},
-    __import__("operator").matmul: _matvec,
+    **dict.fromkeys((_aten.pow.Tensor_Scalar, operator.pow), _cube),
+    operator.matmul: _matvec,
 }
 
 #: Tensor methods → composition.

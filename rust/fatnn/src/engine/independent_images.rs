@@ -46,8 +46,8 @@ fn keeps_batch_first(node: &Node, read: &[(FirstDim, &Node)]) -> bool {
     match &node.op {
         Op::Flatten { start, .. } => not_first(*start),
         Op::Reshape { shape } => {
-            let (from, made) = (elements(&read[0].1.shape), elements(&node.shape));
-            matches!(shape.first(), Some(0 | -1)) && made > 0 && from.is_multiple_of(made)
+            let (from, to) = (elements(&read[0].1.shape), elements(&node.shape));
+            matches!(shape.first(), Some(0 | -1)) && to > 0 && from.is_multiple_of(to)
         }
         Op::Squeeze { dim } => not_first(*dim),
         Op::Unsqueeze { dim } => {

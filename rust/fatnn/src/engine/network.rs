@@ -85,7 +85,7 @@ impl NetNode {
     }
 
     /// The values that the node writes: its output, then the codes of a fused quantizer.
-    pub fn makes(&self) -> impl Iterator<Item = usize> {
+    pub fn written(&self) -> impl Iterator<Item = usize> {
         std::iter::once(self.output).chain(self.quantizer.iter().map(|quantizer| quantizer.value))
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) ->
     for (value, &order) in values.iter_mut().zip(&inputs) {
         value.order = order;
     }
-    let mut made = memory::reserved("nodes of the network", nodes.len())?;
+    let mut all_nodes = memory::reserved("nodes of the network", nodes.len())?;
     let mut reordered: HashMap<usize, usize> = HashMap::new();
     for mut node in nodes {
         let read: Vec<Ordered> = node.inputs.iter().map(|&value| values[value]).collect();
@@ -57,7 +57,7 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) ->
                     values.push(Ordered { order: wanted, ..from });
                     reordered.insert(value, output);
                     let name = graph.nodes.get(value).map_or("", |node| node.name.as_str());
-                    made.push(NetNode {
+                    all_nodes.push(NetNode {
                         name: format!("{name} (reordered)"),
                         label: node.label.clone(),
                         operation: std::sync::Arc::new(Reorder(wanted)),
@@ -69,12 +69,12 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) ->
                 }
             };
         }
-        for value in node.makes() {
+        for value in node.written() {
             values[value].order = order;
         }
-        made.push(node);
+        all_nodes.push(node);
     }
-    Ok(Assigned { nodes: made, inputs, values: values.len() })
+    Ok(Assigned { nodes: all_nodes, inputs, values: values.len() })
 }
 
 /// The order for an input of the network. Readers that accept only one order decide, channels last

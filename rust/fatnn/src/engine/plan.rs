@@ -21,17 +21,18 @@ pub(super) struct Sizes {
     scratch: usize,
 }
 
-/// Buffers during planning. A buffer is free again after the last read of its value.
+/// Assigns buffers to values. A buffer is released after the last read of its value.
 #[derive(Default)]
-struct Slots {
+struct BufferAllocator {
     bytes: Vec<usize>,
     /// Free buffers as (bytes, number).
     free: BTreeSet<(usize, usize)>,
 }
 
-impl Slots {
-    /// A buffer for `bytes`: the free one of the nearest size, enlarged if needed, or a new one.
-    fn place(&mut self, bytes: usize) -> usize {
+impl BufferAllocator {
+    /// The number of a buffer for `bytes`: the free one of the nearest size, enlarged if needed, or
+    /// a new one.
+    fn allocate(&mut self, bytes: usize) -> usize {
         let below = self.free.range(..(bytes, 0)).next_back().copied();
         let above = self.free.range((bytes, 0)..).next().copied();
         let nearest =
@@ -191,15 +192,15 @@ impl Network {
             last[roots[output.value]] = usize::MAX;
             output_bytes += values[output.value].buffer_bytes() as u128;
         }
-        let mut placed = Slots::default();
+        let mut allocator = BufferAllocator::default();
         let mut slots = memory::filled("values of the network", self.values, usize::MAX)?;
         // Constants first, so that no other value ever uses their buffers.
         for node in self.nodes.iter().filter(|node| node.inputs.is_empty()) {
             last[node.output] = usize::MAX;
-            slots[node.output] = placed.place(values[node.output].buffer_bytes());
+            slots[node.output] = allocator.allocate(values[node.output].buffer_bytes());
         }
         for v in 0..self.inputs.len() {
-            slots[v] = placed.place(values[v].buffer_bytes());
+            slots[v] = allocator.allocate(values[v].buffer_bytes());
         }
         for (n, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.inputs.is_empty()) {
             // A sum may overwrite its residual if this is the last read of it.
@@ -216,20 +217,20 @@ impl Network {
             let replaced = residual.filter(|_| node.operation.adds_in_place());
             let viewed =
                 node.inputs.first().copied().filter(|first| roots[node.output] == roots[*first]);
-            for made in node.makes() {
-                slots[made] = match viewed.or(replaced) {
-                    Some(value) if made == node.output => slots[value],
-                    _ => placed.place(values[made].buffer_bytes()),
+            for written in node.written() {
+                slots[written] = match viewed.or(replaced) {
+                    Some(value) if written == node.output => slots[value],
+                    _ => allocator.allocate(values[written].buffer_bytes()),
                 };
             }
             for (i, &value) in node.inputs.iter().enumerate() {
                 let again = node.inputs[..i].iter().any(|before| roots[*before] == roots[value]);
                 if last[roots[value]] == n && replaced != Some(value) && !again {
-                    placed.release(slots[value]);
+                    allocator.release(slots[value]);
                 }
             }
         }
-        let buffers = placed.bytes;
+        let buffers = allocator.bytes;
         let values_bytes = buffers.iter().fold(0u128, |n, &bytes| n + bytes as u128);
         let all = values_bytes + output_bytes + scratch as u128 + tables;
         self.limits.check_bytes(

@@ -10,7 +10,7 @@ use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::CacheLine;
 use crate::memory;
-use crate::parallel::{self, Watch};
+use crate::parallel::{self, Cancellation};
 use crate::transpose::transpose;
 
 /// Runs with fewer input elements stay on the calling thread; their layers are mostly too small to
@@ -93,7 +93,7 @@ impl Network {
     /// [`Error::NotANumber`] if a quantizer reads NaN, [`Error::Limit`] if the run would cost more
     /// than the limits, [`Error::Memory`] if there is no memory.
     pub fn run<'a, I: Into<Array<'a>> + Copy>(&self, inputs: &[I]) -> Result<Vec<Output>> {
-        self.run_watched(&arrays(inputs), &Watch::none())
+        self.run_cancellable(&arrays(inputs), &Cancellation::none())
     }
 
     /// As [`Network::run`], but stops if `go_on` returns false. It is called on the calling thread
@@ -106,13 +106,17 @@ impl Network {
         inputs: &[I],
         go_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Output>> {
-        self.run_watched(&arrays(inputs), &Watch::new(Some(go_on)))
+        self.run_cancellable(&arrays(inputs), &Cancellation::new(Some(go_on)))
     }
 
-    fn run_watched(&self, inputs: &[Array<'_>], watch: &Watch<'_>) -> Result<Vec<Output>> {
+    fn run_cancellable(
+        &self,
+        inputs: &[Array<'_>],
+        cancel: &Cancellation<'_>,
+    ) -> Result<Vec<Output>> {
         match self.independent_images(inputs) {
-            None => self.run_whole(inputs, &mut |_| (), watch),
-            Some(images) => self.run_images_separately(inputs, images, watch),
+            None => self.run_whole(inputs, &mut |_| (), cancel),
+            Some(images) => self.run_images_separately(inputs, images, cancel),
         }
     }
 
@@ -123,7 +127,7 @@ impl Network {
         let elements: usize = inputs.iter().map(Array::len).sum();
         let alike = inputs.len() == self.inputs.len()
             && inputs.iter().all(|input| {
-                // Other shapes are errors, which `run_here` reports.
+                // Other shapes are errors, which `run_on_current_thread` reports.
                 let elements = input.shape().iter().try_fold(1usize, |n, &d| n.checked_mul(d));
                 input.shape().first() == Some(&images) && elements == Some(input.len())
             });
@@ -138,20 +142,20 @@ impl Network {
         &self,
         inputs: &[Array<'_>],
         images: usize,
-        watch: &Watch<'_>,
+        cancel: &Cancellation<'_>,
     ) -> Result<Vec<Output>> {
         let mut shapes: Vec<Vec<usize>> =
             inputs.iter().map(|input| input.shape().to_vec()).collect(); // small: sizes
         for shape in &mut shapes {
             shape[0] = 1;
         }
-        let results = parallel::for_each_alone(watch, images, |image| {
+        let results = parallel::map_one_per_thread(cancel, images, |image| {
             let mut one = inputs.to_vec(); // small: an input each
             for (input, shape) in one.iter_mut().zip(&shapes) {
                 let len = input.len() / images;
                 *input = input.part(image * len..(image + 1) * len, shape);
             }
-            self.run_whole(&one, &mut |_| (), watch)
+            self.run_whole(&one, &mut |_| (), cancel)
         })?;
         let mut results = results.into_iter();
         let mut outputs = results.next().unwrap_or_default();
@@ -177,28 +181,28 @@ impl Network {
         inputs: &[I],
         observe: &mut (dyn FnMut(Observed<'_>) + Send),
     ) -> Result<Vec<Output>> {
-        self.run_whole(&arrays(inputs), observe, &Watch::none())
+        self.run_whole(&arrays(inputs), observe, &Cancellation::none())
     }
 
     fn run_whole(
         &self,
         inputs: &[Array<'_>],
         observe: &mut (dyn FnMut(Observed<'_>) + Send),
-        watch: &Watch<'_>,
+        cancel: &Cancellation<'_>,
     ) -> Result<Vec<Output>> {
         let elements: usize = inputs.iter().map(Array::len).sum();
         if elements < MIN_PARALLEL_ELEMENTS {
-            return self.run_here(inputs, observe, watch);
+            return self.run_on_current_thread(inputs, observe, cancel);
         }
-        parallel::inside(watch, || self.run_here(inputs, observe, watch))?
+        parallel::on_pool_thread(cancel, || self.run_on_current_thread(inputs, observe, cancel))?
     }
 
-    /// [`Network::run_whole`] on this thread and the pool threads that are already awake.
-    fn run_here(
+    /// Runs on this thread. Operations may still split their work among pool threads.
+    fn run_on_current_thread(
         &self,
         inputs: &[Array<'_>],
         observe: &mut dyn FnMut(Observed<'_>),
-        watch: &Watch<'_>,
+        cancel: &Cancellation<'_>,
     ) -> Result<Vec<Output>> {
         check_len("inputs of the network", self.inputs.len(), inputs.len())?;
         let values = self
@@ -219,7 +223,7 @@ impl Network {
             );
         }
         let mut workspace = self.take(&values)?;
-        let outputs = self.run_in(&mut workspace, inputs, observe, watch)?;
+        let outputs = self.run_in(&mut workspace, inputs, observe, cancel)?;
         let mut kept = self.lock();
         if kept.len() >= MAX_CACHED_WORKSPACES.max(parallel::num_threads()?) {
             kept.remove(0);
@@ -242,7 +246,7 @@ impl Network {
         workspace: &mut Workspace,
         inputs: &[Array<'_>],
         observe: &mut dyn FnMut(Observed<'_>),
-        watch: &Watch<'_>,
+        cancel: &Cancellation<'_>,
     ) -> Result<Vec<Output>> {
         let Workspace { steps, values, slots, buffers, scratch, .. } = workspace;
         let scratch = CacheLine::bytes_mut(scratch);
@@ -253,7 +257,7 @@ impl Network {
             if node.inputs.is_empty() {
                 continue; // A constant, written during planning.
             }
-            watch.check()?;
+            cancel.check()?;
             let start = std::time::Instant::now();
             // Take the output buffers out, so that all others can be borrowed for reading.
             let mut taken = |value: usize| std::mem::take(&mut buffers[slots[value]]);
@@ -305,9 +309,9 @@ impl Network {
             let mut nanoseconds = start.elapsed().as_nanos();
             let names = std::iter::once(&node.name)
                 .chain(node.quantizer.iter().map(|codes_buffer| &codes_buffer.name));
-            for (name, made) in names.zip(node.makes()) {
-                let Value { dims, codes: layout, .. } = values[made];
-                let (floats, codes) = match buffers[slots[made]].read(&values[made]) {
+            for (name, value) in names.zip(node.written()) {
+                let Value { dims, codes: layout, .. } = values[value];
+                let (floats, codes) = match buffers[slots[value]].read(&values[value]) {
                     Slice::Float(x) => (Some(x), None),
                     Slice::Codes(x) => (None, layout.map(|layout| (x, layout))),
                     Slice::Integer(_) | Slice::Mask(_) => (None, None),

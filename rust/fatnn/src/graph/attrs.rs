@@ -38,7 +38,7 @@ impl AttrType {
         }
     }
 
-    pub(super) fn described(self) -> &'static str {
+    pub(super) fn description(self) -> &'static str {
         match self {
             AttrType::Int => "an integer",
             AttrType::Ints => "a list of integers",
@@ -49,7 +49,7 @@ impl AttrType {
         }
     }
 
-    pub(super) fn holds(self, value: &Json) -> bool {
+    pub(super) fn accepts(self, value: &Json) -> bool {
         let integer = |value: &Json| value.as_i64().is_some_and(|n| n.unsigned_abs() < LIMIT);
         match self {
             AttrType::Int => integer(value),

@@ -81,10 +81,14 @@ fn stored(shape: &[usize], kind: ValueType) -> (u128, u128) {
 }
 
 /// Work of a node: multiply-accumulates if it has any, otherwise elementary operations.
-fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128, from: &[&[usize]]) -> u128 {
-    let size = |value: usize, behind: usize| {
+fn work(view: NodeView<'_>, shape: &[usize], output: u128, read: u128, from: &[&[usize]]) -> u128 {
+    let size = |value: usize, from_end: usize| {
         let shape: &[usize] = from.get(value).copied().unwrap_or_default();
-        shape.len().checked_sub(behind).and_then(|at| shape.get(at)).map_or(1, |&size| size as u128)
+        shape
+            .len()
+            .checked_sub(from_end)
+            .and_then(|at| shape.get(at))
+            .map_or(1, |&size| size as u128)
     };
     let window = match &view.node.op {
         Op::Matmul => size(0, 1),
@@ -101,24 +105,26 @@ fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128, from: &[&[u
     };
     let first = from.first().copied().unwrap_or_default();
     match macs(view.node, first, shape, view.tensor("weight")) {
-        0 => made.saturating_mul(window).saturating_add(read),
+        0 => output.saturating_mul(window).saturating_add(read),
         macs => macs,
     }
 }
 
 /// Whether the declared shape of a node is the computed one. Channels of codes are not compared.
-fn is_noted(node: &Node, made: &[usize], kind: ValueType) -> bool {
+fn is_declared_shape(node: &Node, output: &[usize], kind: ValueType) -> bool {
     match kind {
         ValueType::Codes { .. } => {
-            let noted = &node.shape;
+            let declared = &node.shape;
             let map = |shape: &[usize]| {
                 let mut map = [1, 1];
                 map[4 - shape.len()..].copy_from_slice(&shape[2..]);
                 map
             };
-            (2..=4).contains(&noted.len()) && noted[0] == made[0] && map(noted) == map(made)
+            (2..=4).contains(&declared.len())
+                && declared[0] == output[0]
+                && map(declared) == map(output)
         }
-        _ => node.shape == made,
+        _ => node.shape == output,
     }
 }
 
@@ -157,31 +163,32 @@ pub fn check_sizes(
         };
         let read: Vec<&[usize]> =
             node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
-        let made = shapes::made(view, &read).map_err(|why| cannot(&why))?;
-        if !is_noted(node, &made, types[i]) {
+        let output = shapes::output_shape(view, &read).map_err(|why| cannot(&why))?;
+        if !is_declared_shape(node, &output, types[i]) {
             return Err(cannot(&format!(
-                "expected a result of the shape {made:?}, but {:?} was noted",
+                "expected a result of the shape {output:?}, but {:?} was declared",
                 node.shape
             )));
         }
-        let (stored_elements, stored_bytes) = stored(&made, types[i]);
-        if stored_elements >= MAX_ELEMENTS || elements_of_nonzero(&made) >= MAX_ELEMENTS {
-            return Err(cannot(&format!("a result of the shape {made:?} is too large")));
+        let (stored_elements, stored_bytes) = stored(&output, types[i]);
+        if stored_elements >= MAX_ELEMENTS || elements_of_nonzero(&output) >= MAX_ELEMENTS {
+            return Err(cannot(&format!("a result of the shape {output:?} is too large")));
         }
         if let Op::Input(_) = node.op {
             images =
-                if images == 1 { made.first().map_or(1, |&n| n.max(1)) as u128 } else { images };
+                if images == 1 { output.first().map_or(1, |&n| n.max(1)) as u128 } else { images };
         } else {
             let elements =
                 node.inputs.iter().fold(0u128, |n, &value| n.saturating_add(bytes[value].0));
-            all_work = all_work.saturating_add(work(view, &made, stored_elements, elements, &read));
+            all_work =
+                all_work.saturating_add(work(view, &output, stored_elements, elements, &read));
         }
         live = live.saturating_add(stored_bytes);
         let what = || format!("{label}, with the nodes before it");
         limits.check_bytes(what, live)?;
         limits.check_macs(what, all_work / images)?;
         bytes.push((stored_elements, stored_bytes));
-        shapes.push(made);
+        shapes.push(output);
         let mut ended = node.inputs.clone();
         ended.push(i);
         ended.sort_unstable();

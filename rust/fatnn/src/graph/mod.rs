@@ -13,8 +13,7 @@
 //! | [`shapes`] | shapes of all values for any input size |
 //! | [`size`] | [`size::Size`]: a number, or an expression of free input sizes |
 //! | [`support`] | what the engine can run |
-//! | [`file`](mod@file) | the canonical file format |
-//! | `file_v1` | converts files of version 1 to the current version |
+//! | [`file`](mod@file) | the file format: writing, reading, and converting files of version 1 |
 //! | [`report`] | what `fatnn inspect` and `net.report` show |
 //!
 //! [`Graph::parse`] reads a graph and [`check::check`] checks it; then the engine compiles it.
@@ -23,7 +22,6 @@ pub mod attrs;
 pub mod check;
 pub mod cost;
 pub mod file;
-mod file_v1;
 #[allow(clippy::module_inception, reason = "the type that the module is about")]
 pub mod graph;
 pub mod op;
@@ -31,16 +29,10 @@ pub mod ops;
 mod parse;
 pub mod report;
 pub mod shapes;
-mod shapes_spatial;
-mod shapes_sums;
 pub mod size;
 pub mod spatial;
 pub mod support;
 mod table;
-mod table_masks;
-mod table_scalar;
-mod table_spatial;
-mod table_sums;
 pub mod tensor;
 mod types;
 

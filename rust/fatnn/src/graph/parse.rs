@@ -144,7 +144,7 @@ fn check_fields(node: &Json, source: Source) -> Result<(), String> {
 fn attr(info: Option<&OpInfo>, name: &str, value: &Json) -> Option<&'static Attr> {
     let mut others = OPS.iter().filter_map(|row| row.attr(name));
     info.and_then(|info| info.attr(name))
-        .or_else(|| others.clone().find(|attr| attr.kind.holds(value)))
+        .or_else(|| others.clone().find(|attr| attr.kind.accepts(value)))
         .or_else(|| others.next())
 }
 
@@ -170,11 +170,11 @@ fn check_attrs(
     for (key, value) in attrs {
         // No operation has this attribute, so none reads it.
         let Some(attr) = attr(info, key, value) else { continue };
-        if !attr.kind.holds(value) {
+        if !attr.kind.accepts(value) {
             return Err(format!(
                 "attribute {key:?} must be {} ({}), got {value}",
                 attr.kind.name(),
-                attr.kind.described()
+                attr.kind.description()
             ));
         }
         let numbers: &[Json] = match (attr.kind, value) {

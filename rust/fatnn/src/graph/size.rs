@@ -188,11 +188,11 @@ impl Sizes {
         }
         Ok(match known {
             0 => Size::Known(0),
-            _ => self.multiplied(free, factor),
+            _ => self.product_of(free, factor),
         })
     }
 
-    fn multiplied(&self, mut free: Vec<Size>, factor: usize) -> Size {
+    fn product_of(&self, mut free: Vec<Size>, factor: usize) -> Size {
         match (free.as_slice(), factor) {
             ([], _) => Size::Known(factor),
             ([one], 1) => *one,
@@ -201,13 +201,13 @@ impl Sizes {
                     Size::Known(size) => (0, *size as i64),
                     Size::Free { base, offset } => (*base, *offset),
                 });
-                let made = self.intern(Expression::Product { free: free.clone(), factor });
-                if let Size::Free { base, .. } = made
+                let product = self.intern(Expression::Product { free: free.clone(), factor });
+                if let Size::Free { base, .. } = product
                     && free.len() <= MAX_FACTORS
                 {
                     self.products.borrow_mut().insert(base, (free, factor));
                 }
-                made
+                product
             }
         }
     }
@@ -243,7 +243,7 @@ impl Sizes {
                         None => false,
                     });
                 match found && by > 0 && factor.is_multiple_of(by) {
-                    true => Some(self.multiplied(free, factor / by)),
+                    true => Some(self.product_of(free, factor / by)),
                     false => Some(self.fresh()),
                 }
             }

@@ -42,7 +42,7 @@ impl Interpolate {
             (None, Some(&factor)) => Some((size as f64 * factor) as usize),
             _ => None,
         }
-        .filter(|made| *made > 0 && *made < LIMIT)
+        .filter(|size| *size > 0 && *size < LIMIT)
     }
 
     /// The factor of an axis if it is an integer.
@@ -109,14 +109,14 @@ impl DepthToSpace {
     }
 
     /// Number of pixels removed on an axis.
-    pub(crate) fn cut(&self, axis: usize) -> usize {
+    pub(crate) fn cropped(&self, axis: usize) -> usize {
         self.crop[axis][0].saturating_add(self.crop[axis][1])
     }
 
     /// Output size of an axis with `size` input pixels; `None` if it is out of range.
     pub(crate) fn output(&self, axis: usize, size: usize) -> Option<usize> {
-        let made = size.checked_mul(self.block[axis])?.checked_sub(self.cut(axis))?;
-        Some(made).filter(|made| *made < LIMIT)
+        let output = size.checked_mul(self.block[axis])?.checked_sub(self.cropped(axis))?;
+        Some(output).filter(|output| *output < LIMIT)
     }
 }
 
@@ -160,9 +160,9 @@ impl SubPixelAxis {
             return None;
         }
         let reach = (kernel - 1).checked_mul(dilation).filter(|reach| *reach < LIMIT)?;
-        let (kernel_made, dilation_made) =
+        let (conv_kernel, conv_dilation) =
             if stride == 1 { (kernel, dilation) } else { (reach / stride + 1, 1) };
-        let back = (kernel_made - 1) * dilation_made;
+        let back = (conv_kernel - 1) * conv_dilation;
         let (before, after) = (padding / stride, reach + output_padding);
         // Pixels that the convolution needs before the first input and after the last.
         let left = back as i64 - before as i64;
@@ -170,15 +170,15 @@ impl SubPixelAxis {
         let around = left.max(right).max(0);
         let first = (around - left) as usize * stride + padding % stride;
         let count = |size: i64| size + 2 * around - back as i64;
-        let made = count(1) * stride as i64;
+        let shuffled = count(1) * stride as i64;
         let wanted = reach as i64 + output_padding as i64 + 1 - 2 * padding as i64;
-        let last = made - first as i64 - wanted;
+        let last = shuffled - first as i64 - wanted;
         Some(SubPixelAxis {
             conv: AxisParams {
-                kernel: kernel_made,
+                kernel: conv_kernel,
                 stride: 1,
                 padding: around as usize,
-                dilation: dilation_made,
+                dilation: conv_dilation,
             },
             crop: [first, usize::try_from(last).ok()?],
             stride,
@@ -209,8 +209,8 @@ impl ConvTranspose {
         }
     }
 
-    /// Output size of an axis minus `(size - 1)·stride`.
-    pub(crate) fn grows(&self, axis: usize, kernel: usize) -> i64 {
+    /// Output size of an axis for one input pixel. Every further pixel adds `stride`.
+    pub(crate) fn one_pixel_output(&self, axis: usize, kernel: usize) -> i64 {
         let params = self.axis(axis, kernel);
         let reach = i64::try_from(params.reach()).unwrap_or(i64::MAX);
         let more = reach.saturating_add(self.output_padding[axis] as i64);
@@ -268,34 +268,36 @@ impl SubPixel {
     /// Groups do not fit, or sizes are too large.
     pub fn weight_shape(&self, [channels, out, _, _]: [usize; 4]) -> Result<[usize; 4], String> {
         let ([kh, kw], phases) = (self.conv().kernel, self.stride[0].checked_mul(self.stride[1]));
-        let made = phases.and_then(|phases| phases.checked_mul(out)?.checked_mul(self.groups));
-        match made {
-            Some(made) if self.groups > 0 && channels.is_multiple_of(self.groups) => {
-                Ok([made, channels / self.groups, kh, kw])
+        let out_channels =
+            phases.and_then(|phases| phases.checked_mul(out)?.checked_mul(self.groups));
+        match out_channels {
+            Some(out_channels) if self.groups > 0 && channels.is_multiple_of(self.groups) => {
+                Ok([out_channels, channels / self.groups, kh, kw])
             }
             _ => Err(format!("{} groups do not fit {channels} channels", self.groups)),
         }
     }
 
-    /// Writes the convolution's weight to `made`, which must be all zeros: taps that a phase does
-    /// not have are not written.
+    /// Writes the convolution's weight to `conv_weight`, which must be all zeros: taps that a phase
+    /// does not have are not written.
     ///
     /// # Panics
     /// If a slice does not have the length of its shape.
-    pub fn spread<T: Copy>(&self, weight: &[T], shape: [usize; 4], made: &mut [T]) {
+    pub fn spread<T: Copy>(&self, weight: &[T], shape: [usize; 4], conv_weight: &mut [T]) {
         let ([channels, out, kh, kw], [height, width]) = (shape, self.axes);
         let per_group = channels / self.groups;
         let [rows, columns] = [height.conv.kernel, width.conv.kernel];
         let [stride_y, stride_x] = self.stride;
-        for (n, made) in made.chunks_exact_mut(per_group * rows * columns).enumerate() {
+        for (n, conv_weight) in conv_weight.chunks_exact_mut(per_group * rows * columns).enumerate()
+        {
             let (block, n) = (n / out, n % out);
             let (group, phase) = (block / (stride_y * stride_x), block % (stride_y * stride_x));
             let phase = [phase / stride_x, phase % stride_x];
-            for (i, made) in made.iter_mut().enumerate() {
+            for (i, conv_weight) in conv_weight.iter_mut().enumerate() {
                 let (c, y, x) = (i / (rows * columns), i / columns % rows, i % columns);
                 let taps = (height.tap(phase[0], y), width.tap(phase[1], x));
                 if let (Some(y), Some(x)) = taps {
-                    *made = weight[(((group * per_group + c) * out + n) * kh + y) * kw + x];
+                    *conv_weight = weight[(((group * per_group + c) * out + n) * kh + y) * kw + x];
                 }
             }
         }
@@ -326,9 +328,9 @@ mod tests {
         {
             for (padding, more) in pairs(6, stride.max(dilation)) {
                 let params = AxisParams { kernel, stride, padding, dilation };
-                let made = SubPixelAxis::new(params, more);
+                let axis = SubPixelAxis::new(params, more);
                 let reach = (kernel - 1) * dilation;
-                let Some(axis) = made else {
+                let Some(axis) = axis else {
                     panic!("{params:?} {more}");
                 };
                 for size in 1..6usize {

@@ -99,7 +99,7 @@ pub(super) fn check_shape(shape: &[usize]) -> Result<()> {
     match shape.len() <= MAX_RANK && fits {
         true => Ok(()),
         false => {
-            let shown = if shape.len() > MAX_RANK {
+            let text = if shape.len() > MAX_RANK {
                 format!("{} dimensions", shape.len())
             } else {
                 format!("{shape:?}")
@@ -107,7 +107,7 @@ pub(super) fn check_shape(shape: &[usize]) -> Result<()> {
             bad_value(
                 "shape of a tensor",
                 format!("at most {MAX_RANK} dimensions that fit in memory"),
-                shown,
+                text,
             )
         }
     }

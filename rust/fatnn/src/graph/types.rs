@@ -53,7 +53,7 @@ pub(super) fn floats(_: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, Stri
 }
 
 /// Operations that move elements keep the type. All inputs of `cat` must have the same type.
-pub(super) fn moved(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+pub(super) fn same_as_inputs(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
     let Some(&first) = read.first() else { return Ok(ValueType::F32) };
     match read.iter().find(|other| **other != first) {
         Some(other) if matches!(view.node.op, Op::Cat { .. }) => {
@@ -78,7 +78,7 @@ pub(super) fn arithmetic(view: NodeView<'_>, read: &[ValueType]) -> Result<Value
     match read {
         [ValueType::F32, ValueType::F32] => Ok(ValueType::F32),
         [a, b] if a == b && a.is_integer() && view.node.op != Op::Binary(Binary::Div) => Ok(*a),
-        _ => Err(format!("expected two values of floats, or integers, got {}", shown(read))),
+        _ => Err(format!("expected two values of floats, or integers, got {}", type_names(read))),
     }
 }
 
@@ -89,28 +89,28 @@ pub(super) fn embedding(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueT
     }
     match read {
         [ids] if ids.is_integer() => Ok(ValueType::F32),
-        _ => Err(format!("expected int32 or int64, got {}", shown(read))),
+        _ => Err(format!("expected int32 or int64, got {}", type_names(read))),
     }
 }
 
 pub(super) fn compare(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
     match read {
         [a, b] if a == b => Ok(ValueType::Bool),
-        _ => Err(format!("expected two values of one type, got {}", shown(read))),
+        _ => Err(format!("expected two values of one type, got {}", type_names(read))),
     }
 }
 
 pub(super) fn logical(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
     match read.iter().all(|kind| *kind == ValueType::Bool) {
         true => Ok(ValueType::Bool),
-        false => Err(format!("expected bool, got {}", shown(read))),
+        false => Err(format!("expected bool, got {}", type_names(read))),
     }
 }
 
 pub(super) fn select(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
     match read {
         [ValueType::Bool, a, b] if a == b => Ok(*a),
-        _ => Err(format!("expected bool and two values of one type, got {}", shown(read))),
+        _ => Err(format!("expected bool and two values of one type, got {}", type_names(read))),
     }
 }
 
@@ -130,12 +130,12 @@ pub(super) fn cast(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, 
 pub(super) fn integers(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
     match read {
         [kind] if kind.is_integer() => Ok(*kind),
-        _ => Err(format!("expected int32 or int64, got {}", shown(read))),
+        _ => Err(format!("expected int32 or int64, got {}", type_names(read))),
     }
 }
 
 /// Types as text for an error message.
-fn shown(read: &[ValueType]) -> String {
+fn type_names(read: &[ValueType]) -> String {
     read.iter().map(ValueType::to_string).collect::<Vec<_>>().join(", ")
 }
 

@@ -98,9 +98,9 @@ impl FloatMode {
         }
         let restore = Restore(before);
         register::write(before & !register::MASK | self.0);
-        let made = work();
+        let result = work();
         drop(restore);
-        made
+        result
     }
 }
 
@@ -127,14 +127,14 @@ mod tests {
                 .for_each(|y| *y = std::hint::black_box(small) * std::hint::black_box(factor));
         })
         .unwrap();
-        let apart = parallel::for_each_alone(&parallel::Watch::none(), 8, |_| {
+        let apart = parallel::map_one_per_thread(&parallel::Cancellation::none(), 8, |_| {
             Ok(std::hint::black_box(small) * std::hint::black_box(factor))
         });
-        let inside = parallel::inside(&parallel::Watch::none(), || {
+        let on_pool = parallel::on_pool_thread(&parallel::Cancellation::none(), || {
             std::hint::black_box(small) * std::hint::black_box(factor)
         });
         out.extend(apart.unwrap());
-        out.push(inside.unwrap());
+        out.push(on_pool.unwrap());
         out.into_iter().map(f32::to_bits).collect()
     }
 

@@ -1,23 +1,22 @@
-//! A row of a bilinear interpolation: a plain loop whose sums have one order.
+//! Bilinear interpolation of a row: a plain loop with a fixed order of additions.
 
 use super::isa::Simd;
 use super::vector::VectorLoop;
 
-/// The two pixels of an axis that a result is between, and their weights.
+/// The two input pixels of an axis between which an output pixel lies, and their weights.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Between {
+pub(crate) struct Neighbors {
     pub at: [usize; 2],
     pub weights: [f32; 2],
 }
 
-/// A row of results: per pixel the sum of four pixels times their weights, from the first line to
-/// the second.
+/// Computes one output row from two input lines: each pixel is the weighted sum of four pixels.
 pub(crate) struct Row<'a> {
     pub out: &'a mut [f32],
     pub lines: [&'a [f32]; 2],
     /// Weights of the lines.
     pub down: [f32; 2],
-    pub columns: &'a [Between],
+    pub columns: &'a [Neighbors],
     pub channels: usize,
 }
 

@@ -1,7 +1,7 @@
-//! Sums, extremes, normalisations and softmax: plain loops whose order of additions is fixed.
+//! Reductions, normalisations and softmax: plain loops with a fixed order of additions.
 //!
-//! Sums are in float64, in sixteen lanes that are added up as a tree, so that bits depend on sizes
-//! only: not on the instruction set, and not on the number of threads.
+//! Sums use float64 in sixteen lanes, which are then added pairwise as a tree. So the bits of a
+//! result depend only on sizes, not on the instruction set or the number of threads.
 
 use super::isa::Simd;
 use super::vector::{Level, VectorLoop};
@@ -10,7 +10,7 @@ use crate::scalar;
 
 const LANES: usize = 16;
 
-/// How numbers become one.
+/// The operation that a reduction folds with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fold {
     Sum,
@@ -27,7 +27,7 @@ impl Fold {
         }
     }
 
-    /// NaN stays.
+    /// Combines two numbers. Maximum and minimum return NaN if either is NaN.
     #[inline(always)]
     fn join(self, a: f64, b: f64) -> f64 {
         match self {
@@ -39,9 +39,9 @@ impl Fold {
     }
 }
 
-/// Lanes as one number: a tree.
+/// Reduces the lanes pairwise, as a tree.
 #[inline(always)]
-fn tree(mut lanes: [f64; LANES], fold: Fold) -> f64 {
+fn reduce_lanes(mut lanes: [f64; LANES], fold: Fold) -> f64 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -64,15 +64,15 @@ fn fold_row(x: &[f32], fold: Fold, value: impl Fn(f32) -> f64) -> f64 {
     for (lane, &v) in lanes.iter_mut().zip(chunks.remainder()) {
         *lane = fold.join(*lane, value(v));
     }
-    tree(lanes, fold)
+    reduce_lanes(lanes, fold)
 }
 
-/// Size of a dimension, and the distance between two of its indices.
+/// Size and stride of a dimension.
 pub(crate) type Dim = (usize, usize);
 
-/// Calls `visit` with the distance of every index of some dimensions.
+/// Calls `visit` with the offset of every index of the dimensions.
 #[inline(always)]
-fn walk(dims: &[Dim], mut visit: impl FnMut(usize)) {
+fn for_each_offset(dims: &[Dim], mut visit: impl FnMut(usize)) {
     let count: usize = dims.iter().map(|dim| dim.0).product();
     let mut index = [0usize; 8];
     let mut at = 0;
@@ -90,17 +90,17 @@ fn walk(dims: &[Dim], mut visit: impl FnMut(usize)) {
     }
 }
 
-/// Results of a reduction from number `first` on.
+/// A reduction that computes the results from number `first` on.
 pub(crate) struct Reduce<'a> {
     pub x: &'a [f32],
     pub out: &'a mut [f32],
     pub first: usize,
-    /// Dimensions that stay and those that do not, the innermost in memory last; at most eight
-    /// each.
+    /// Dimensions that are kept and those that are reduced, at most eight each, the innermost in
+    /// memory last.
     pub kept: &'a [Dim],
     pub reduced: &'a [Dim],
     pub fold: Fold,
-    /// What a sum is divided by.
+    /// Divides a sum, to make a mean.
     pub divisor: f64,
 }
 
@@ -110,15 +110,15 @@ impl VectorLoop for Reduce<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         match self.fold {
-            Fold::Sum => self.folded(Fold::Sum),
-            Fold::Max => self.folded(Fold::Max),
-            Fold::Min => self.folded(Fold::Min),
+            Fold::Sum => self.reduce(Fold::Sum),
+            Fold::Max => self.reduce(Fold::Max),
+            Fold::Min => self.reduce(Fold::Min),
         }
     }
 }
 
 impl Reduce<'_> {
-    /// Where the elements of a result begin.
+    /// The offset of a result's first element.
     #[inline(always)]
     fn base(&self, result: usize) -> usize {
         let (mut rest, mut at) = (result, 0);
@@ -130,14 +130,14 @@ impl Reduce<'_> {
     }
 
     #[inline(always)]
-    fn folded(self, fold: Fold) {
+    fn reduce(self, fold: Fold) {
         match self.kept.last() {
             Some(&(size, 1)) => self.columns(fold, size),
             _ => self.rows(fold),
         }
     }
 
-    /// Results are next to each other where elements are.
+    /// Reduces up to [`LANES`] results together. Their elements are contiguous, as are the results.
     #[inline(always)]
     fn columns(self, fold: Fold, size: usize) {
         let mut done = 0;
@@ -146,7 +146,7 @@ impl Reduce<'_> {
             let width = LANES.min(size - result % size).min(self.out.len() - done);
             let base = self.base(result);
             let mut lanes = [fold.start(); LANES];
-            walk(self.reduced, |at| {
+            for_each_offset(self.reduced, |at| {
                 let x = &self.x[base + at..][..width];
                 match <&[f32; LANES]>::try_from(x) {
                     Ok(x) => {
@@ -171,27 +171,29 @@ impl Reduce<'_> {
             let base = self.base(self.first + i);
             let mut all = fold.start();
             match self.reduced.split_last() {
-                Some((&(size, 1), outer)) => walk(outer, |at| {
+                Some((&(size, 1), outer)) => for_each_offset(outer, |at| {
                     all = fold.join(all, fold_row(&self.x[base + at..][..size], fold, f64::from));
                 }),
-                _ => walk(self.reduced, |at| all = fold.join(all, f64::from(self.x[base + at]))),
+                _ => for_each_offset(self.reduced, |at| {
+                    all = fold.join(all, f64::from(self.x[base + at]))
+                }),
             }
             self.out[i] = (all / self.divisor) as f32;
         }
     }
 }
 
-/// `(x - mean) / √(variance + eps)`, then `* weight + bias`, of one row.
+/// Normalises one row: `(x - mean) / √(variance + eps)`, then `* weight + bias`.
 pub(crate) struct NormalizeRow<'a> {
     pub x: &'a [f32],
     pub out: &'a mut [f32],
-    /// Whether the mean is taken away.
+    /// Whether to subtract the mean.
     pub centered: bool,
     pub eps: f64,
-    /// As many as the row has runs.
+    /// One weight for every `run` elements; `bias` alike.
     pub weight: Option<&'a [f32]>,
     pub bias: Option<&'a [f32]>,
-    /// Elements that share a weight.
+    /// Consecutive elements that share a weight.
     pub run: usize,
 }
 
@@ -230,7 +232,7 @@ pub(crate) struct Softmax<'a> {
     pub x: &'a mut [f32],
     pub size: usize,
     pub inner: usize,
-    /// Whether logarithms come out.
+    /// Whether to compute log-softmax.
     pub log: bool,
 }
 
@@ -291,19 +293,20 @@ fn softmax_columns(block: &mut [f32], inner: usize, log: bool) {
     }
 }
 
-/// Scores of attention to weights: `softmax(x * scale + mask)` per row; a row that sees nothing is
-/// 0.
-pub(crate) struct Attend<'a> {
+/// Turns attention scores into weights: `softmax(scores * scale + mask)` per row. A fully masked
+/// row becomes 0.
+pub(crate) struct AttentionSoftmax<'a> {
     pub scores: &'a mut [f32],
     pub size: usize,
     pub scale: f32,
-    /// Added: numbers, and the distances from row to row and from column to column.
+    /// The mask, which is added to the scores, and its row and column strides.
     pub mask: Option<(&'a [f32], [usize; 2])>,
-    /// The first row sees so many columns, every other one more than the one before.
+    /// For a causal mask: the number of columns that the first row sees. Each further row sees one
+    /// more.
     pub visible: Option<usize>,
 }
 
-impl VectorLoop for Attend<'_> {
+impl VectorLoop for AttentionSoftmax<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -326,7 +329,7 @@ impl VectorLoop for Attend<'_> {
     }
 }
 
-/// Runs a loop with the best CPU features there are.
+/// Runs a loop with the best CPU features available.
 pub(crate) fn run<L: VectorLoop>(work: L) -> Result<L::Output> {
     Ok(Level::usable()?.run(work))
 }

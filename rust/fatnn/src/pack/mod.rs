@@ -162,7 +162,7 @@ impl PackedWeights<'static> {
         operands: impl Into<OperandTypes>,
     ) -> Result<Self> {
         let operands = operands.into();
-        let mut packed = PackedWeights::empty(kernel, shape, operands)?;
+        let mut packed = PackedWeights::unpacked(kernel, shape, operands)?;
         check_len("weight", shape.len(), values.len())?;
         check_values(operands, values)?;
         let header = Header { layout: kernel.layout_id(), shape, operands };
@@ -225,7 +225,7 @@ impl PackedWeights<'static> {
     }
 
     /// Checks everything but the values, and leaves the blob empty.
-    fn empty(
+    fn unpacked(
         kernel: &'static dyn Kernel,
         shape: WeightShape,
         operands: OperandTypes,
@@ -246,7 +246,7 @@ impl PackedWeights<'static> {
         shape: WeightShape,
         operands: impl Into<OperandTypes>,
     ) -> Result<usize> {
-        Ok(PackedWeights::empty(kernel, shape, operands.into())?.total_bytes())
+        Ok(PackedWeights::unpacked(kernel, shape, operands.into())?.total_bytes())
     }
 }
 
@@ -258,7 +258,7 @@ impl<'a> PackedWeights<'a> {
     pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
         let Header { layout, shape, operands } = Header::read(bytes)?;
         let kernel = kernels::for_layout(layout, operands)?;
-        let packed = PackedWeights::empty(kernel, shape, operands)
+        let packed = PackedWeights::unpacked(kernel, shape, operands)
             .map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
         Ok(PackedWeights { blob: Blob::borrow(bytes, packed.total_bytes())?, ..packed })
     }
@@ -295,7 +295,9 @@ impl<'a> PackedWeights<'a> {
     pub fn code_operands(&self) -> Result<Operands> {
         match self.operands {
             OperandTypes::Codes(operands) => Ok(operands),
-            OperandTypes::Int8 | OperandTypes::Int8Depthwise => Err(self.unfit("packed codes")),
+            OperandTypes::Int8 | OperandTypes::Int8Depthwise => {
+                Err(self.operand_error("packed codes"))
+            }
         }
     }
 
@@ -307,7 +309,7 @@ impl<'a> PackedWeights<'a> {
         match self.inner {
             Inner::Columns(columns) => Ok(columns),
             Inner::Tiled(_) | Inner::PackedInput(_) | Inner::Depthwise(_) => {
-                Err(self.unfit("int8 activations"))
+                Err(self.operand_error("int8 activations"))
             }
         }
     }
@@ -319,7 +321,7 @@ impl<'a> PackedWeights<'a> {
     pub(crate) fn depthwise_inner(&self) -> Result<&'static dyn DepthwiseKernel> {
         match self.inner {
             Inner::Depthwise(depthwise) => Ok(depthwise),
-            _ => Err(self.unfit("a depthwise convolution")),
+            _ => Err(self.operand_error("a depthwise convolution")),
         }
     }
 
@@ -328,10 +330,14 @@ impl<'a> PackedWeights<'a> {
     /// # Errors
     /// [`Error::Packed`] if they are codes.
     pub fn check_int8(&self) -> Result<()> {
-        if self.operands.act().is_none() { Ok(()) } else { Err(self.unfit("int8 activations")) }
+        if self.operands.act().is_none() {
+            Ok(())
+        } else {
+            Err(self.operand_error("int8 activations"))
+        }
     }
 
-    fn unfit(&self, expected: &str) -> Error {
+    fn operand_error(&self, expected: &str) -> Error {
         damaged(&format!("expected weights for {expected}, got ones for {}", self.operands))
     }
 

@@ -1,16 +1,16 @@
-//! Functions that libraries approximate, in plain Rust: equal bits on every CPU.
+//! Transcendental functions in plain Rust, with the same bits on every CPU.
 //!
-//! They compute in float64 with additions, multiplications and divisions only, which every
-//! instruction set rounds alike, and round to float32 once. So results are within 0.51 units in the
-//! last place of the exact ones. Loops over them become vectors.
+//! They use only float64 additions, multiplications and divisions, which every instruction set
+//! rounds in the same way, and round to float32 once. Results are within 0.51 units in the last
+//! place of the exact ones. The compiler vectorizes loops over these functions.
 
 use super::Parity;
 
-/// Adding it rounds to an integer, which then stands in the low bits.
+/// Adding this number rounds to an integer and leaves that integer in the low bits.
 const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 
-/// A polynomial by Horner's rule, the highest power first, without a loop that would have to be
-/// unrolled before the loop over elements becomes vectors.
+/// A polynomial by Horner's rule, highest power first. A macro, because a loop over coefficients
+/// would have to be unrolled before the loop over elements could be vectorized.
 macro_rules! polynomial {
     ($x:expr; $first:expr, $($factor:expr),+ $(,)?) => {{
         let sum = $first;
@@ -19,10 +19,10 @@ macro_rules! polynomial {
     }};
 }
 
-/// `e^x`, to about 1e-11.
+/// `e^x`, with a relative error of about 1e-11.
 #[inline(always)]
 pub(super) fn exp(x: f64) -> f64 {
-    // Beyond these, a float32 made of the result is 0 or infinite.
+    // Outside this range the result is 0 or infinity in float32.
     let inside = if x < -700.0 { -700.0 } else { x };
     let inside = if inside > 700.0 { 700.0 } else { inside };
     let shifted = inside * std::f64::consts::LOG2_E + ROUND;
@@ -33,8 +33,8 @@ pub(super) fn exp(x: f64) -> f64 {
         1.0 / 6.0, 0.5, 1.0, 1.0,
     );
     let power = f64::from_bits((shifted.to_bits() << 52).wrapping_add(1.0f64.to_bits()));
-    let made = if x < -700.0 { 0.0 } else { sum * power };
-    if x > 700.0 { f64::INFINITY } else { made }
+    let result = if x < -700.0 { 0.0 } else { sum * power };
+    if x > 700.0 { f64::INFINITY } else { result }
 }
 
 /// `e^x - 1`.
@@ -48,10 +48,10 @@ pub(super) fn exp_m1(x: f64) -> f64 {
 #[inline(always)]
 pub(super) fn ln(x: f64) -> f64 {
     const MANTISSA: u64 = (1 << 52) - 1;
-    // From √½ to √2 times a power of two.
+    // Splits x into 2^k times a mantissa from √½ to √2.
     const SHIFT: u64 = 0x3fe6_a09e_667f_3bcd;
     let bits = x.to_bits().wrapping_sub(SHIFT);
-    // The exponent, from -1023 on, as a float.
+    // The exponent plus 1023, converted to float by writing it into the mantissa of 2^52.
     let exponent = f64::from_bits(
         (bits.wrapping_add(1023 << 52) >> 52) | 4_503_599_627_370_496.0f64.to_bits(),
     );
@@ -63,14 +63,14 @@ pub(super) fn ln(x: f64) -> f64 {
         1.0 / 17.0, 1.0 / 15.0, 1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0,
         1.0 / 3.0, 1.0,
     );
-    let made = power * std::f64::consts::LN_2 + 2.0 * s * sum;
-    let made = if x == f64::INFINITY { x } else { made };
-    let made = if x == 0.0 { f64::NEG_INFINITY } else { made };
-    // Not `x < 0`, which NaN would pass.
-    if x >= 0.0 { made } else { f64::NAN }
+    let result = power * std::f64::consts::LN_2 + 2.0 * s * sum;
+    let result = if x == f64::INFINITY { x } else { result };
+    let result = if x == 0.0 { f64::NEG_INFINITY } else { result };
+    // `x >= 0` is false for NaN, so NaN gives NaN.
+    if x >= 0.0 { result } else { f64::NAN }
 }
 
-/// `ln(1 + x)` of what is not negative.
+/// `ln(1 + x)` for `x >= 0`.
 #[inline(always)]
 fn ln_1p(x: f64) -> f64 {
     let small = x - x * x * 0.5;
@@ -155,7 +155,7 @@ fn scaled_erfc(z: f64) -> f64 {
     t * sum
 }
 
-/// `x · (1 + erf(x / √2)) / 2`, without cancellation where `x` is negative.
+/// `x · (1 + erf(x / √2)) / 2`, without cancellation for negative `x`.
 #[inline(always)]
 pub(super) fn gelu(x: f64) -> f64 {
     let z = x.abs() * std::f64::consts::FRAC_1_SQRT_2;
@@ -173,12 +173,12 @@ pub(super) fn gelu_tanh(x: f64) -> f64 {
     x / (1.0 + exp(-2.0 * inner))
 }
 
-/// `ln(1 + e^(beta·x)) / beta`; `x` above the threshold.
+/// `ln(1 + e^(beta·x)) / beta`, or `x` if `beta·x` is above the threshold.
 #[inline(always)]
 pub(super) fn softplus(x: f64, beta: f64, threshold: f64) -> f64 {
     let scaled = x * beta;
-    let made = ln_1p(exp(scaled)) / beta;
-    if scaled > threshold { x } else { made }
+    let result = ln_1p(exp(scaled)) / beta;
+    if scaled > threshold { x } else { result }
 }
 
 /// `-ln(1 + e^-x)`, without infinity inside.

@@ -78,16 +78,16 @@ pub(crate) fn bench(
     let mut order: Vec<String> = Vec::new();
     let mut nodes: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for _ in 0..rounds {
-        let mut seen = Vec::new();
+        let mut times = Vec::new();
         let start = Instant::now();
         network.run_observed(&inputs, &mut |value| {
-            seen.push((value.node.to_owned(), value.nanoseconds as u64))
+            times.push((value.node.to_owned(), value.nanoseconds as u64))
         })?;
         whole.push(start.elapsed().as_nanos() as u64);
         if order.is_empty() {
-            order = seen.iter().map(|(node, _)| node.clone()).collect();
+            order = times.iter().map(|(node, _)| node.clone()).collect();
         }
-        for (node, nanoseconds) in seen {
+        for (node, nanoseconds) in times {
             nodes.entry(node).or_default().push(nanoseconds);
         }
     }

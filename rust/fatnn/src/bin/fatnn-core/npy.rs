@@ -66,13 +66,13 @@ fn parse(bytes: &[u8]) -> Result<Read, String> {
         }
     };
     let shape = field("shape")?.strip_prefix('(').and_then(|shape| shape.split_once(')'));
-    let (shape, _) = shape
-        .ok_or_else(|| format!("the shape in the .npy file's header means nothing: {header}"))?;
+    let (shape, _) =
+        shape.ok_or_else(|| format!("the .npy file's header has an invalid shape: {header}"))?;
     let sizes =
         shape.split(',').map(str::trim).filter(|size| !size.is_empty()).map(str::parse::<usize>);
     let sizes = sizes
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| format!("the shape ({shape}) means nothing: {e}"))?;
+        .map_err(|e| format!("the shape ({shape}) is invalid: {e}"))?;
     if field("fortran_order")?.starts_with("True") && sizes.len() > 1 {
         return Err(
             "expected C order, got Fortran order; save numpy.ascontiguousarray(array)".into()

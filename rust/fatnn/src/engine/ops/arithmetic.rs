@@ -35,7 +35,7 @@ impl Arithmetic {
 impl Operation for Arithmetic {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let (a, b) = (inputs[0].shape(), inputs[1].shape());
-        let made = if inputs[0] == inputs[1] {
+        let output = if inputs[0] == inputs[1] {
             inputs[0]
         } else {
             let rank = a.len().max(b.len());
@@ -56,20 +56,20 @@ impl Operation for Arithmetic {
             };
             Value::ordered(&shape, inputs[Self::leading([a.len(), b.len()])].order())?
         };
-        check_channels(&self.post, made.dims.channels)?;
-        Ok((made, Cost::of(&made.dims, 1 + self.post.len())))
+        check_channels(&self.post, output.dims.channels)?;
+        Ok((output, Cost::of(&output.dims, 1 + self.post.len())))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
-        let channels = made.dims.channels;
+        let output = self.measure(inputs)?.0;
+        let channels = output.dims.channels;
         if inputs[0] == inputs[1] {
-            return Ok((made, Box::new(SameShape { arithmetic: self, channels })));
+            return Ok((output, Box::new(SameShape { arithmetic: self, channels })));
         }
         Ok((
-            made,
+            output,
             Box::new(Broadcast {
-                walk: walk(made, [inputs[0], inputs[1]]),
+                walk: walk(output, [inputs[0], inputs[1]]),
                 arithmetic: self,
                 channels,
             }),
@@ -87,8 +87,8 @@ impl Operation for Arithmetic {
 }
 
 /// The walk over the result, with strides of both inputs; a broadcast dimension has stride 0.
-fn walk(made: Value, inputs: [Value; 2]) -> Walk<2> {
-    let rank = made.shape().len();
+fn walk(output: Value, inputs: [Value; 2]) -> Walk<2> {
+    let rank = output.shape().len();
     let step = |input: &Value, dim: usize| {
         let from = input.shape();
         match (dim + from.len()).checked_sub(rank) {
@@ -96,7 +96,7 @@ fn walk(made: Value, inputs: [Value; 2]) -> Walk<2> {
             _ => 0,
         }
     };
-    Walk::new(made, |dim| [step(&inputs[0], dim), step(&inputs[1], dim)])
+    Walk::new(output, |dim| [step(&inputs[0], dim), step(&inputs[1], dim)])
 }
 
 #[derive(Debug)]

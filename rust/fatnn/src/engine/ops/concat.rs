@@ -41,16 +41,19 @@ impl Operation for Concat {
             }
             shape[dim] = shape[dim].saturating_add(other[dim]);
         }
-        let made = Value::ordered(&shape, inputs[0].order())?.of(inputs[0].element);
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::ordered(&shape, inputs[0].order())?.of(inputs[0].element);
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
-        let dim = self.dim(made.shape().len())?;
+        let output = self.measure(inputs)?.0;
+        let dim = self.dim(output.shape().len())?;
         // Contiguous elements of an input for one index of the dimensions outside `dim`.
         let run = |value: &Value| value.shape()[dim] * value.strides()[dim];
-        Ok((made, Box::new(ConcatRuns { runs: inputs.iter().map(run).collect(), all: run(&made) })))
+        Ok((
+            output,
+            Box::new(ConcatRuns { runs: inputs.iter().map(run).collect(), all: run(&output) }),
+        ))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -157,9 +160,9 @@ impl Data {
 
 impl Operation for Constant {
     fn measure(&self, _: &[Value]) -> Result<(Value, Cost)> {
-        let made = Value::row_major(&self.shape)?.of(self.data.element());
-        crate::error::check_len("values of a constant", self.data.len(), made.dims.elements())?;
-        Ok((made, Cost::default()))
+        let output = Value::row_major(&self.shape)?.of(self.data.element());
+        crate::error::check_len("values of a constant", self.data.len(), output.dims.elements())?;
+        Ok((output, Cost::default()))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {

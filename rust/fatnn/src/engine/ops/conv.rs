@@ -243,11 +243,11 @@ impl Operation for TernaryConv {
                 format!("{:?}", residual.shape()),
             );
         }
-        let made = match self.epilogue {
+        let output = match self.epilogue {
             Epilogue::Codes { layout, .. } => Value::codes(out, layout),
             Epilogue::Float { .. } => Value::float(out),
         };
-        Ok((made, cost))
+        Ok((output, cost))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
@@ -333,7 +333,7 @@ pub(crate) struct MaxPoolCodes {
 impl Operation for MaxPoolCodes {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let shape = self.window.over(&inputs[0].dims);
-        let map = crate::engine::ops::pool::pooled(&shape, self.ceil_mode)?;
+        let map = crate::engine::ops::pool::output_map(&shape, self.ceil_mode)?;
         let dims = Dims { map, ..inputs[0].dims };
         let taps: usize =
             (0..2).map(|axis| shape.kernel[axis].min(shape.input[axis].max(1))).product();

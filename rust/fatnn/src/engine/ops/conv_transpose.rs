@@ -31,8 +31,8 @@ impl FloatConvTranspose {
         functions: &[Elementwise],
     ) -> std::result::Result<Self, BuildError> {
         let sub = SubPixel::new(layer, [shape[2], shape[3]])?;
-        let made = sub.weight_shape(shape)?;
-        let count = memory::product(made).ok_or("too many weights")?;
+        let conv_shape = sub.weight_shape(shape)?;
+        let count = memory::product(conv_shape).ok_or("too many weights")?;
         let mut spread = memory::filled("weights of a float layer", count, 0.0)?;
         sub.spread(weight, shape, &mut spread);
         let per_channel = |values: &[f32]| {
@@ -40,7 +40,7 @@ impl FloatConvTranspose {
             memory::collected("constants of a layer", repeated)
         };
         let bias = bias.as_deref().map(per_channel).transpose()?;
-        let conv = FloatConv::new(&spread, made, bias, sub.conv(), layer.groups, layer.axes)?;
+        let conv = FloatConv::new(&spread, conv_shape, bias, sub.conv(), layer.groups, layer.axes)?;
         let mut post = Vec::new();
         for function in functions {
             post.push(function.with_channels(&per_channel)?);
@@ -60,34 +60,34 @@ impl Operation for FloatConvTranspose {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let (between, conv) = self.conv.measure(inputs)?;
         between.check()?;
-        let (made, _) = self.shuffle.measure(&[between])?;
-        if made.dims.map.contains(&0) {
+        let (output, _) = self.shuffle.measure(&[between])?;
+        if output.dims.map.contains(&0) {
             return bad_value(
                 "a transposed convolution",
                 "padding smaller than the output",
-                format!("{:?} of {:?}", made.dims.map, inputs[0].dims.map),
+                format!("{:?} of {:?}", output.dims.map, inputs[0].dims.map),
             );
         }
-        Ok((made, Cost { scratch: between.buffer_bytes(), ..conv }))
+        Ok((output, Cost { scratch: between.buffer_bytes(), ..conv }))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         self.measure(inputs)?;
         let (between, conv) = self.conv.clone().plan(inputs)?;
-        let (made, shuffle) = self.shuffle.clone().plan(&[between])?;
-        Ok((made, Box::new(Steps { conv, shuffle, between: between.buffer_len() })))
+        let (output, shuffle) = self.shuffle.clone().plan(&[between])?;
+        Ok((output, Box::new(ConvTransposeStep { conv, shuffle, between: between.buffer_len() })))
     }
 }
 
 #[derive(Debug)]
-struct Steps {
+struct ConvTransposeStep {
     conv: Box<dyn ExecutableOp>,
     shuffle: Box<dyn ExecutableOp>,
     /// Elements of the intermediate value.
     between: usize,
 }
 
-impl ExecutableOp for Steps {
+impl ExecutableOp for ConvTransposeStep {
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let between = &mut CacheLine::floats_in(scratch)[..self.between];
         self.conv.run(inputs, &mut [], SliceMut::Float(between))?;

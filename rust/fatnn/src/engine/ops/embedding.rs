@@ -33,8 +33,8 @@ impl Embedding {
 impl Operation for Embedding {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let shape = [&*inputs[0].shape(), &[self.width]].concat();
-        let made = Value::row_major(&shape)?;
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::row_major(&shape)?;
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {

@@ -51,9 +51,9 @@ impl Operation for Int8Conv {
         let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
         let mut cost = Cost::of(&out, self.weights.shape().reduction());
         (cost.bytes, cost.scratch) = (geometry.column_bytes(), geometry.scratch);
-        let made =
+        let output =
             if self.axes == 0 { inputs[0].with_channels(channels) } else { Value::float(out) };
-        let Some(pool) = &self.pool else { return Ok((made, cost)) };
+        let Some(pool) = &self.pool else { return Ok((output, cost)) };
         let (pooled, more) = pool.measure_dims(&out)?;
         let line = out.map[1] as u128 * channels as u128 * size_of::<f32>() as u128;
         cost.macs = cost.macs.saturating_add(more.macs);

@@ -1,7 +1,7 @@
-//! Functions of integers and masks, element by element: comparisons, logic, choices, conversions,
-//! arithmetic of integers; and sums of integers along a dimension.
+//! Elementwise operations on integers and masks (comparisons, logic, `where`, casts, integer
+//! arithmetic), and cumulative sums of integers.
 //!
-//! Integers are int64 in memory. Where a value is int32, results wrap as int32 does.
+//! Integers are int64 in memory. Results of type int32 wrap as int32 does.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ use crate::graph::{BuildError, NodeView};
 use crate::parallel;
 use crate::scalar::{Binary, Comparison, Logical};
 
-/// The operation of a node that reads and makes such types.
+/// The operation of a node that reads values of types `read` and returns one of type `output`.
 pub(crate) fn operation(
     view: NodeView<'_>,
     read: &[ValueType],
-    made: ValueType,
+    output: ValueType,
 ) -> std::result::Result<Box<dyn Operation>, BuildError> {
-    let element = Element::of(made);
-    let is_i32 = made == ValueType::I32;
+    let element = Element::of(output);
+    let is_i32 = output == ValueType::I32;
     let function = match view.node.op {
         Op::Compare(comparison) => Function::Compare(comparison),
         Op::Logical(logical) => Function::Logical(logical),
@@ -44,12 +44,12 @@ enum Function {
     Logical(Logical),
     Not,
     Where,
-    /// Whether results are int32.
+    /// Integer arithmetic; `true` if the result is int32.
     Integers(Binary, bool),
     Cast(ValueType),
 }
 
-/// A function of elements of up to three values, with broadcasting.
+/// An elementwise operation on up to three values, with broadcasting.
 #[derive(Debug)]
 struct IntegerOp {
     function: Function,
@@ -60,11 +60,11 @@ impl Operation for IntegerOp {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let rank = inputs.iter().map(|input| input.shape().len()).max().unwrap_or(0);
         let size = |i: usize| {
-            inputs.iter().try_fold(1, |made, input| {
+            inputs.iter().try_fold(1, |output, input| {
                 let from = input.shape();
                 match (i + from.len()).checked_sub(rank).map_or(1, |i| from[i]) {
-                    size if size == made || size == 1 => Some(made),
-                    size if made == 1 => Some(size),
+                    size if size == output || size == 1 => Some(output),
+                    size if output == 1 => Some(size),
                     _ => None,
                 }
             })
@@ -74,13 +74,13 @@ impl Operation for IntegerOp {
             let got = format!("{shapes:?}");
             return bad_value("a function of masks", "values whose shapes fit each other", got);
         };
-        let made = Value::row_major(&shape)?.of(self.element);
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::row_major(&shape)?.of(self.element);
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
-        let rank = made.shape().len();
+        let output = self.measure(inputs)?.0;
+        let rank = output.shape().len();
         let step = |input: Option<&Value>, dim: usize| {
             let Some(input) = input else { return 0 };
             let from = input.shape();
@@ -89,8 +89,8 @@ impl Operation for IntegerOp {
                 _ => 0,
             }
         };
-        let walk = Walk::new(made, |dim| [0, 1, 2].map(|i| step(inputs.get(i), dim)));
-        Ok((made, Box::new(IntegerStep { function: self.function, walk })))
+        let walk = Walk::new(output, |dim| [0, 1, 2].map(|i| step(inputs.get(i), dim)));
+        Ok((output, Box::new(IntegerStep { function: self.function, walk })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -105,7 +105,7 @@ struct IntegerStep {
 }
 
 impl IntegerStep {
-    /// Fills `out` with a function of places in the inputs.
+    /// Sets every element of `out` to `f` of the offsets of its operands in the inputs.
     fn fill<T: Send>(&self, out: &mut [T], f: impl Fn([usize; 3]) -> T + Sync) -> Result<()> {
         let (len, steps) = self.walk.row();
         if out.is_empty() {
@@ -160,17 +160,18 @@ impl IntegerStep {
             (Slice::Mask(x), SliceMut::Mask(out)) => self.fill(out, |at| x[at[0]]),
             (Slice::Mask(x), out) => self.fill(out.integers(), |at| i64::from(x[at[0]])),
             (Slice::Integer(x), out) => {
-                self.fill(out.integers(), |at| wrapped(x[at[0]], to == ValueType::I32))
+                self.fill(out.integers(), |at| wrap_integer(x[at[0]], to == ValueType::I32))
             }
-            // Not in graphs that were checked: PyTorch's result for large floats is not defined.
+            // Checked graphs have no such cast: PyTorch leaves its result undefined for large
+            // floats.
             (Slice::Float(x), out) => self.fill(out.integers(), |at| x[at[0]] as i64),
             (x, _) => bad_value("a conversion", "floats, integers or a mask", format!("{x:?}")),
         }
     }
 }
 
-/// As int32 has it, where a value is one.
-fn wrapped(x: i64, is_i32: bool) -> i64 {
+/// Wraps `x` to int32 if `is_i32`.
+fn wrap_integer(x: i64, is_i32: bool) -> i64 {
     if is_i32 { i64::from(x as i32) } else { x }
 }
 
@@ -209,13 +210,13 @@ impl ExecutableOp for IntegerStep {
                 let (a, b, out) = (a.integers(), b.integers(), out.integers());
                 self.fill(out, |at| {
                     let (a, b) = (a[at[0]], b[at[1]]);
-                    let made = match kind {
+                    let output = match kind {
                         Binary::Add => a.wrapping_add(b),
                         Binary::Sub => a.wrapping_sub(b),
-                        // The types of the graph allow no division.
+                        // The type rules of the graph exclude integer division.
                         Binary::Mul | Binary::Div => a.wrapping_mul(b),
                     };
-                    wrapped(made, is_i32)
+                    wrap_integer(output, is_i32)
                 })
             }
             (Function::Cast(to), [x]) => self.cast(*x, to, out),
@@ -224,7 +225,7 @@ impl ExecutableOp for IntegerStep {
     }
 }
 
-/// Sums of integers from the first index of a dimension to every other.
+/// Cumulative sums of integers along a dimension.
 #[derive(Debug)]
 struct Cumsum {
     dim: i64,
@@ -267,7 +268,7 @@ impl ExecutableOp for CumsumStep {
         for (x, out) in x.chunks(block).zip(out.chunks_mut(block)) {
             for (i, &x) in x.iter().enumerate() {
                 let before = i.checked_sub(step).map_or(0, |i| out[i]);
-                out[i] = wrapped(before.wrapping_add(x), self.is_i32);
+                out[i] = wrap_integer(before.wrapping_add(x), self.is_i32);
             }
         }
         Ok(())

@@ -115,12 +115,12 @@ impl Operation for FloatConv {
         let reduction = self.weight.len() / self.out_channels;
         let bytes = (BLOCK * size_of::<f32>()) as u128
             * reduction.saturating_add(self.out_channels) as u128;
-        let made = if self.axes == 0 {
+        let output = if self.axes == 0 {
             inputs[0].with_channels(self.out_channels)
         } else {
             Value::float(out)
         };
-        Ok((made, Cost { bytes, ..Cost::of(&out, reduction) }))
+        Ok((output, Cost { bytes, ..Cost::of(&out, reduction) }))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -153,7 +153,7 @@ thread_local! {
 }
 
 /// Sets the length of a buffer to `len`; its contents are unspecified.
-fn sized(buffer: &mut Vec<f32>, len: usize) -> Result<()> {
+fn resize_scratch(buffer: &mut Vec<f32>, len: usize) -> Result<()> {
     buffer.truncate(len);
     memory::grow("windows of a float convolution", buffer, len, 0.0)
 }
@@ -214,8 +214,8 @@ impl ExecutableOp for FloatConvStep {
             WINDOWS.with_borrow_mut(|(windows, part)| {
                 for (b, out) in out.chunks_mut(BLOCK * n).enumerate() {
                     let m = out.len() / n;
-                    sized(windows, m * k)?;
-                    sized(part, if conv.groups == 1 { 0 } else { m * group_n })?;
+                    resize_scratch(windows, m * k)?;
+                    resize_scratch(part, if conv.groups == 1 { 0 } else { m * group_n })?;
                     for group in 0..conv.groups {
                         self.gather(x, first + b * BLOCK, group, windows);
                         let weight = &conv.weight[group * k * group_n..][..k * group_n];

@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 
-use super::resize::interpolated;
+use super::resize::output_dims;
 use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
 use crate::error::Result;
 use crate::graph::spatial::{Interpolate, Sampling};
-use crate::kernels::interpolate::{Between, Row};
+use crate::kernels::interpolate::{Neighbors, Row};
 use crate::kernels::rows::run;
 use crate::memory;
 use crate::parallel;
@@ -21,9 +21,9 @@ use crate::parallel;
 pub(crate) struct Linear(pub Interpolate);
 
 impl Linear {
-    fn between(&self, at: usize, ratio: f32, input: usize, output: usize) -> Between {
+    fn neighbors(&self, at: usize, ratio: f32, input: usize, output: usize) -> Neighbors {
         if input == output {
-            return Between { at: [at, at], weights: [1.0, 0.0] };
+            return Neighbors { at: [at, at], weights: [1.0, 0.0] };
         }
         let place = match self.0.sampling {
             Sampling::Linear { align_corners: true } => ratio * at as f32,
@@ -31,25 +31,25 @@ impl Linear {
         };
         let first = (place as usize).min(input - 1);
         let weight = (place - first as f32).clamp(0.0, 1.0);
-        Between { at: [first, (first + 1).min(input - 1)], weights: [1.0 - weight, weight] }
+        Neighbors { at: [first, (first + 1).min(input - 1)], weights: [1.0 - weight, weight] }
     }
 }
 
 impl Operation for Linear {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let dims = interpolated(&self.0, inputs)?;
-        let bytes = (dims.map[0] as u128 + dims.map[1] as u128) * size_of::<Between>() as u128;
+        let dims = output_dims(&self.0, inputs)?;
+        let bytes = (dims.map[0] as u128 + dims.map[1] as u128) * size_of::<Neighbors>() as u128;
         Ok((Value::float(dims), Cost { bytes, ..Cost::of(&dims, 4) }))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, from) = (self.measure(inputs)?.0, inputs[0].dims);
+        let (output, from) = (self.measure(inputs)?.0, inputs[0].dims);
         let table = |axis: usize| {
-            let (input, output, absent) = (from.map[axis], made.dims.map[axis], 2 - from.axes);
+            let (input, output, absent) = (from.map[axis], output.dims.map[axis], 2 - from.axes);
             let ratio =
                 if axis < absent { 1.0 } else { self.0.ratio(axis - absent, input, output) };
-            let between = (0..output).map(|at| self.between(at, ratio, input, output));
-            memory::collected("pixels of an interpolation", between)
+            let neighbors = (0..output).map(|at| self.neighbors(at, ratio, input, output));
+            memory::collected("pixels of an interpolation", neighbors)
         };
         let step = LinearStep {
             rows: table(0)?,
@@ -57,7 +57,7 @@ impl Operation for Linear {
             map: from.map,
             channels: from.channels,
         };
-        Ok((made, Box::new(step)))
+        Ok((output, Box::new(step)))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -72,8 +72,8 @@ impl Operation for Linear {
 
 #[derive(Debug)]
 struct LinearStep {
-    rows: Vec<Between>,
-    columns: Vec<Between>,
+    rows: Vec<Neighbors>,
+    columns: Vec<Neighbors>,
     map: [usize; 2],
     channels: usize,
 }

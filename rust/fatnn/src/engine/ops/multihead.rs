@@ -114,7 +114,7 @@ impl Multihead {
 impl Operation for Multihead {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let sizes @ Sizes { images, queries, keys, embed, .. } = self.sizes(inputs)?;
-        let made = Value::row_major(&inputs[0].shape())?;
+        let output = Value::row_major(&inputs[0].shape())?;
         let tokens = queries.saturating_add(keys).saturating_mul(2);
         let scratch = memory::product([images, tokens, embed])
             .zip(sizes.both(self.heads))
@@ -130,7 +130,7 @@ impl Operation for Multihead {
         let share = keys.saturating_mul(embed).saturating_mul(2).div_ceil(queries.max(1));
         let each =
             embed.saturating_mul(2).saturating_add(keys.saturating_mul(2)).saturating_add(share);
-        Ok((made, Cost { bytes, scratch, ..Cost::of(&made.dims, each) }))
+        Ok((output, Cost { bytes, scratch, ..Cost::of(&output.dims, each) }))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {

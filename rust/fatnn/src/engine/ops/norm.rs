@@ -1,4 +1,4 @@
-//! Normalisations by statistics of the value itself: LayerNorm, RMSNorm, GroupNorm,
+//! Normalisations that compute mean and variance in every run: LayerNorm, RMSNorm, GroupNorm and
 //! InstanceNorm.
 
 use std::sync::Arc;
@@ -19,7 +19,8 @@ pub(crate) struct Normalize {
 }
 
 impl Normalize {
-    /// Elements of a row; rows after which constants repeat; elements that share a constant.
+    /// Elements that are normalised together (a row); number of rows after which the weights
+    /// repeat; consecutive elements that share a weight.
     fn sizes(&self, shape: &[usize]) -> Result<(usize, usize, usize)> {
         let wrong = || bad_value("normalisation", "a shape that suits it", format!("{shape:?}"));
         let counted =
@@ -57,8 +58,8 @@ impl Operation for Normalize {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let shape = inputs[0].shape();
         self.sizes(&shape)?;
-        let made = Value::row_major(&shape)?;
-        Ok((made, Cost::of(&made.dims, 8)))
+        let output = Value::row_major(&shape)?;
+        Ok((output, Cost::of(&output.dims, 8)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {

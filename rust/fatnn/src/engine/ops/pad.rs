@@ -1,5 +1,5 @@
-//! Padding of floats: pixels around the map, by a constant or by the map's own pixels, and channels
-//! before and behind by a constant (the parameter-free shortcut of CIFAR's ResNets).
+//! Padding of floats. Height and width are padded by any mode, channels by a constant only (as in
+//! the parameter-free shortcut of CIFAR ResNets).
 
 use std::sync::Arc;
 
@@ -7,21 +7,21 @@ use crate::engine::ops::elementwise::in_rows;
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value};
 
-/// Elements before and behind.
+/// Number of elements added before and after.
 pub(crate) type PadSides = [usize; 2];
 
-/// Sides stay below this.
+/// Padding on each side must be below this limit.
 const LIMIT: usize = 1 << 24;
 
-/// What stands around the map.
+/// PyTorch's padding modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Constant,
-    /// Mirrored, without the pixels of the edge.
+    /// Mirrors the map without repeating the edge.
     Reflect,
-    /// The pixels of the edge.
+    /// Repeats the edge.
     Replicate,
-    /// From the other side.
+    /// Continues from the opposite side.
     Circular,
 }
 
@@ -36,8 +36,8 @@ impl Mode {
         })
     }
 
-    /// The pixel of a map of `size` that is seen at `at`, after `before` pixels; sizes were
-    /// checked.
+    /// The input index for output index `at`, or `None` for the constant. `size` is the input's
+    /// size, `before` the padding before it; both were checked.
     fn source(self, at: usize, before: usize, size: usize) -> Option<usize> {
         match at.checked_sub(before) {
             Some(inside) if inside < size => Some(inside),
@@ -54,22 +54,22 @@ impl Mode {
     }
 }
 
-/// Padding.
+/// Pads channels, height and width.
 #[derive(Debug)]
 pub(crate) struct Pad {
     pub mode: Mode,
     pub channels: PadSides,
-    /// Of height and width.
+    /// Padding of height and width.
     pub map: [PadSides; 2],
     pub value: f32,
 }
 
 impl Pad {
-    /// From PyTorch's list, before and after each dimension from the last on, for values of so many
-    /// dimensions.
+    /// Padding of values of rank `rank`, from the argument of `torch.nn.functional.pad`: a pair
+    /// (before, after) for each dimension, the last dimension first.
     ///
     /// # Errors
-    /// Where the numbers are no pairs, or the mode is unknown.
+    /// If `around` has an odd length, or the mode is unknown.
     pub fn new(
         around: &[i64],
         mode: &str,
@@ -83,7 +83,7 @@ impl Pad {
         let mut sides =
             around.chunks_exact(2).map(|pair| [pair[0].max(0) as usize, pair[1].max(0) as usize]);
         let mut map = [[0; 2]; 2];
-        // The last dimension is the width where there are pixels at all.
+        // Values of rank 3 and 4 have pixels: the last dimension is the width.
         for axis in (4usize.saturating_sub(rank)..2).rev() {
             map[axis] = sides.next().unwrap_or_default();
         }
@@ -104,7 +104,7 @@ impl Operation for Pad {
         }
         let max_pad = |size: usize| match self.mode {
             Mode::Constant => LIMIT,
-            // Without pixels there is nothing to repeat.
+            // An empty map has no pixels to repeat.
             Mode::Reflect => size.saturating_sub(1),
             Mode::Replicate => {
                 if size == 0 {
@@ -119,7 +119,7 @@ impl Operation for Pad {
             let expected = format!("sides that suit padding by {:?}", self.mode);
             return bad_value("padding", expected, format!("{:?} around {:?}", self.map, from.map));
         }
-        let grown = |size: usize, [before, behind]: PadSides| size.saturating_add(before + behind);
+        let grown = |size: usize, [before, after]: PadSides| size.saturating_add(before + after);
         let map = [0, 1].map(|axis| grown(from.map[axis], self.map[axis]));
         let to = Dims { channels: grown(from.channels, self.channels), map, ..from };
         Ok((Value::float(to), Cost::of(&to, 1)))
@@ -154,10 +154,10 @@ impl ExecutableOp for PadStep {
                 };
                 let from = ((image * h + y) * w + x_at) * channels;
                 let (front, rest) = out.split_at_mut(before);
-                let (middle, behind) = rest.split_at_mut(channels);
+                let (middle, after) = rest.split_at_mut(channels);
                 front.fill(value);
                 middle.copy_from_slice(&x[from..from + channels]);
-                behind.fill(value);
+                after.fill(value);
             }
             Ok(())
         })

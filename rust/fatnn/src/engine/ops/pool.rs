@@ -1,4 +1,4 @@
-//! Pooling and means over floats. Sums run over a window's pixels in row-major order, in float32.
+//! Pooling of floats. A window is summed in float32, pixel by pixel in row-major order.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use crate::kernels::pooling::pooling;
 use crate::memory;
 use crate::window::AxisParams;
 
-/// Height and width after pooling, by PyTorch's rules: with `ceil_mode` the last window may reach
-/// over the edge, as long as it starts inside the input or its left padding.
-pub(crate) fn pooled(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
+/// Height and width after pooling, by PyTorch's rules. With `ceil_mode` the last window may extend
+/// past the edge if it starts inside the input or its left padding.
+pub(crate) fn output_map(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
     if !ceil_mode {
         return shape.output().and_then(check_map);
     }
@@ -33,7 +33,7 @@ pub(crate) fn pooled(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
                 format!("{shape:?}"),
             );
         }
-        // A window larger than the map is fine here, as long as it starts inside.
+        // `ceil_mode` allows a window larger than the map if it starts inside.
         match params.count_ceil(input) {
             Some(count) => *out = count,
             None => {
@@ -48,7 +48,7 @@ pub(crate) fn pooled(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
     check_map(out)
 }
 
-/// Sides of maps, windows and steps stay below this.
+/// Sizes of maps, windows and strides must be below this limit.
 const LIMIT: usize = 1 << 24;
 
 fn check_map(map: [usize; 2]) -> Result<[usize; 2]> {
@@ -62,15 +62,15 @@ fn check_map(map: [usize; 2]) -> Result<[usize; 2]> {
     Ok(map)
 }
 
-/// How windows are laid over the map.
+/// How windows are placed on the map.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Windows {
     Fixed {
         window: ConvParams,
         ceil_mode: bool,
     },
-    /// As many windows as these sizes say (0: as the input), each from `⌊i·in/out⌋` to
-    /// `⌈(i+1)·in/out⌉`.
+    /// This number of windows on each axis (0: the input's size). Window `i` covers pixels
+    /// `⌊i·in/out⌋` to `⌈(i+1)·in/out⌉`.
     Adaptive([usize; 2]),
     /// One window over the whole map.
     Whole,
@@ -81,17 +81,17 @@ pub(crate) enum Windows {
 pub(crate) struct Pool {
     pub windows: Windows,
     pub reduce: Reduce,
-    /// Spatial axes of the output; `None`: as the input.
+    /// Number of spatial axes of the output; `None`: as the input.
     pub axes: Option<usize>,
 }
 
-/// Bytes of the tables of windows for a map of so many results.
+/// Bytes of the window tables for an output of this height and width.
 pub(crate) fn table_bytes(map: [usize; 2]) -> u128 {
     (map[0] as u128 + map[1] as u128) * size_of::<Span>() as u128
 }
 
 impl Pool {
-    /// Height and width of the result, and elements of a window on each axis at most.
+    /// Height and width of the result, and the largest window on each axis.
     fn sizes(&self, dims: &Dims) -> Result<([usize; 2], [usize; 2])> {
         let input = dims.map;
         if input.contains(&0) {
@@ -107,7 +107,7 @@ impl Pool {
                 Ok((out, [0, 1].map(|axis| (input[axis] / out[axis] + 2).min(input[axis]))))
             }
             Windows::Fixed { window, ceil_mode } => {
-                let out = pooled(&window.over(dims), ceil_mode)?;
+                let out = output_map(&window.over(dims), ceil_mode)?;
                 Ok((out, [0, 1].map(|axis| window.kernel[axis].min(input[axis]))))
             }
         }
@@ -139,8 +139,7 @@ impl Pool {
                         let skipped = padding.saturating_sub(start).div_ceil(step) * step;
                         let first = (start + skipped).saturating_sub(padding);
                         let last = (end.saturating_sub(padding)).min(input);
-                        // Padding counts up to the padded edge, not beyond (a window of
-                        // `ceil_mode`).
+                        // The divisor counts padding, but not what `ceil_mode` adds past it.
                         (first..last, end.min(input + 2 * padding) - start)
                     };
                     let spans = collected(out, &span)?;
@@ -172,7 +171,7 @@ impl Operation for Pool {
 }
 
 impl Pool {
-    /// What comes out of maps of this size, and what it costs.
+    /// Dimensions of the result for an input of dimensions `dims`, and the cost.
     pub fn measure_dims(&self, dims: &Dims) -> Result<(Dims, Cost)> {
         let (map, window) = self.sizes(dims)?;
         let out = Dims { map, axes: self.axes.unwrap_or(dims.axes), ..*dims };
@@ -180,12 +179,12 @@ impl Pool {
         Ok((out, Cost { bytes: table_bytes(map), ..Cost::of(&out, taps) }))
     }
 
-    /// The lines of a map that a line of the result is made of, at most.
+    /// The largest number of input lines that one output line reads.
     pub fn window_lines(&self, dims: &Dims) -> usize {
         self.sizes(dims).map_or(0, |(_, window)| window[0])
     }
 
-    /// The pooling of maps of this size, and what comes out.
+    /// Dimensions of the result for an input of dimensions `dims`, and the pooling to run.
     pub fn step(&self, dims: Dims) -> Result<(Dims, PoolStep)> {
         let spans = self.spans(&dims)?;
         let map = [spans[0].0.len(), spans[1].0.len()];

@@ -1,7 +1,7 @@
-//! Products of two values, and attention, which is two of them with a softmax between.
+//! Matrix products of two values, and attention: two products with a softmax between them.
 //!
-//! Rows are multiplied [`BLOCK`] at a time, whatever the number of threads, and long sums in slices
-//! of a fixed length, so bits depend on the instruction set only.
+//! Rows are multiplied in blocks of [`BLOCK`] on any number of threads, and long sums in slices of
+//! a fixed length. So the bits of a result depend only on the instruction set.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -10,15 +10,16 @@ use crate::engine::value::{
     Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value,
 };
 use crate::error::{Result, bad_value};
-use crate::kernels::rows::{Attend, run};
+use crate::kernels::rows::{AttentionSoftmax, run};
 use crate::kernels::{Matrix, product};
 use crate::memory;
 use crate::parallel;
 
-/// Rows of a product at a time.
+/// Rows per product.
 pub(super) const BLOCK: usize = 64;
 
-/// Sizes of a value in front of its last `trailing` dimensions, broadcast with those of others.
+/// The broadcast batch shape of the inputs: all dimensions but the last `trailing` ones. `None` if
+/// they do not broadcast.
 fn batch_of(inputs: &[Value], trailing: usize) -> Option<Vec<usize>> {
     let fronts: Vec<Vec<usize>> = inputs
         .iter()
@@ -40,7 +41,7 @@ fn batch_of(inputs: &[Value], trailing: usize) -> Option<Vec<usize>> {
     (0..rank).map(size).collect()
 }
 
-/// Where the matrices of an input begin, by the index of the broadcast batch.
+/// The offset of each matrix of an input, by its index in the broadcast batch.
 #[derive(Clone, Copy, Debug)]
 struct Batch {
     sizes: [usize; MAX_RANK],
@@ -51,15 +52,15 @@ struct Batch {
 impl Batch {
     fn new(batch: &[usize], input: &Value, trailing: usize) -> Self {
         let (shape, strides, rank) = (input.shape(), input.strides(), batch.len());
-        let mut made = Batch { sizes: [1; MAX_RANK], steps: [0; MAX_RANK], rank };
-        made.sizes[..rank].copy_from_slice(batch);
+        let mut result = Batch { sizes: [1; MAX_RANK], steps: [0; MAX_RANK], rank };
+        result.sizes[..rank].copy_from_slice(batch);
         let front = shape.len() - trailing;
         for i in 0..front {
             if shape[i] != 1 {
-                made.steps[rank - front + i] = strides[i];
+                result.steps[rank - front + i] = strides[i];
             }
         }
-        made
+        result
     }
 
     fn at(&self, mut index: usize) -> usize {
@@ -72,19 +73,19 @@ impl Batch {
     }
 }
 
-/// Rows and columns of a value's matrices.
+/// Rows and columns: the last two dimensions of a value.
 fn matrix(value: &Value) -> Option<[usize; 2]> {
     let shape = value.shape();
     let at = shape.len().checked_sub(2)?;
     Some([shape[at], shape[at + 1]])
 }
 
-/// All inputs row by row.
+/// Inputs and result are all row-major.
 fn row_major(inputs: &[Ordered]) -> (Vec<Order>, Order) {
     (vec![Order::RowMajor; inputs.len()], Order::RowMajor) // small: an order each
 }
 
-/// `a · b` of matrices, with a broadcast batch in front.
+/// The matrix product `a · b`, with broadcast batch dimensions.
 #[derive(Debug)]
 pub(crate) struct Matmul;
 
@@ -94,8 +95,8 @@ impl Operation for Matmul {
         match fits {
             Some((([m, k], [rows, n]), mut shape)) if k == rows => {
                 shape.extend([m, n]);
-                let made = Value::row_major(&shape)?;
-                Ok((made, Cost::of(&made.dims, k)))
+                let output = Value::row_major(&shape)?;
+                Ok((output, Cost::of(&output.dims, k)))
             }
             _ => {
                 let got = format!("{:?} and {:?}", inputs[0].shape(), inputs[1].shape());
@@ -105,12 +106,12 @@ impl Operation for Matmul {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
-        let shape = made.shape();
+        let output = self.measure(inputs)?.0;
+        let shape = output.shape();
         let (front, trailing) = shape.split_at(shape.len() - 2);
         let k = inputs[0].shape().last().copied().unwrap_or(0);
         let batch = [Batch::new(front, &inputs[0], 2), Batch::new(front, &inputs[1], 2)];
-        Ok((made, Box::new(MatmulStep { sizes: [trailing[0], trailing[1], k], batch })))
+        Ok((output, Box::new(MatmulStep { sizes: [trailing[0], trailing[1], k], batch })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -132,7 +133,7 @@ impl ExecutableOp for MatmulStep {
             return Ok(());
         }
         let cost = out.len().saturating_mul(k).saturating_mul(8);
-        // Whole matrices where there are several, blocks of rows where there is one.
+        // Threads share several matrices as whole ones, and a single matrix in blocks of rows.
         let rows = if out.len() > m * n { m } else { BLOCK.min(m) };
         parallel::try_for_each_rows(out, n, rows, cost, |first, out| {
             let mut done = 0;
@@ -150,15 +151,15 @@ impl ExecutableOp for MatmulStep {
     }
 }
 
-/// `softmax(q · kᵀ * scale + mask) · v`; a fourth input is the mask.
+/// `softmax(q · kᵀ * scale + mask) · v`. The mask is an optional fourth input.
 #[derive(Debug)]
 pub(crate) struct Attention {
     pub causal: bool,
-    /// `1 / √(last dimension)` where there is none.
+    /// `None`: [`default_scale`].
     pub scale: Option<f32>,
 }
 
-/// What `d` numbers of a product are divided by, usually.
+/// The default scale of the scores, `1 / √d`, for heads of `d` elements.
 pub(super) fn default_scale(d: usize) -> f32 {
     (1.0 / (d.max(1) as f64).sqrt()) as f32
 }
@@ -188,16 +189,16 @@ impl Operation for Attention {
             return wrong();
         }
         shape.extend([l, vd]);
-        let made = Value::row_major(&shape)?;
+        let output = Value::row_major(&shape)?;
         let scores = (BLOCK as u128 * size_of::<f32>() as u128).saturating_mul(s as u128);
-        // Each element of a result takes a column of values and a share of the scores.
+        // An output element costs a column of `v` and its share of the scores.
         let each = s.saturating_mul(2 + d / vd.max(1));
-        Ok((made, Cost { bytes: scores, ..Cost::of(&made.dims, each) }))
+        Ok((output, Cost { bytes: scores, ..Cost::of(&output.dims, each) }))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
-        let (shape, [l, d]) = (made.shape(), matrix(&inputs[0]).unwrap_or_default());
+        let output = self.measure(inputs)?.0;
+        let (shape, [l, d]) = (output.shape(), matrix(&inputs[0]).unwrap_or_default());
         let front = &shape[..shape.len() - 2];
         let batch = inputs.iter().map(|input| Batch::new(front, input, 2)).collect();
         let ([s, vd], mask) =
@@ -207,7 +208,7 @@ impl Operation for Attention {
         });
         let scale = self.scale.unwrap_or_else(|| default_scale(d));
         Ok((
-            made,
+            output,
             Box::new(AttentionStep {
                 sizes: [l, s, d, vd],
                 batch,
@@ -225,7 +226,7 @@ impl Operation for Attention {
 
 #[derive(Debug)]
 struct AttentionStep {
-    /// Queries, keys, numbers of each, numbers of a value.
+    /// Number of queries, number of keys, elements of a query or key, elements of a value.
     sizes: [usize; 4],
     batch: Vec<Batch>,
     mask: Option<[usize; 2]>,
@@ -234,11 +235,11 @@ struct AttentionStep {
 }
 
 thread_local! {
-    /// Scores of a block: kept from call to call, so that a run allocates nothing after the first.
+    /// Scores of a block. The buffer is kept between calls, so only the first run allocates.
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// One head: queries, keys and values, and what follows their product.
+/// The inputs and parameters of one attention head.
 pub(super) struct Head<'a> {
     pub q: Matrix<'a>,
     pub k: Matrix<'a>,
@@ -249,8 +250,8 @@ pub(super) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Computes all rows of the result, of so many queries, keys, numbers of each, and numbers of a
-    /// value.
+    /// Computes the result of all queries. Sizes: number of queries, number of keys, elements of a
+    /// query or key, elements of a value.
     pub fn run(&self, [l, s, d, vd]: [usize; 4], out: &mut [f32]) -> Result<()> {
         SCORES.with_borrow_mut(|scores| {
             for (block, out) in out.chunks_mut((BLOCK * vd).max(1)).enumerate() {
@@ -263,7 +264,7 @@ impl Head<'_> {
                 product([rows, s, d], q, transposed, scores);
                 let mask = self.mask.map(|(mask, steps)| (&mask[first * steps[0]..], steps));
                 let visible = self.causal.then_some(first + 1);
-                run(Attend { scores, size: s, scale: self.scale, mask, visible })?;
+                run(AttentionSoftmax { scores, size: s, scale: self.scale, mask, visible })?;
                 product([rows, vd, s], Matrix(scores, [s, 1]), self.v, out);
             }
             Ok(())

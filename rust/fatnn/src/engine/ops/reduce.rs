@@ -1,4 +1,4 @@
-//! Sums, means and extremes over any dimensions; softmax along one.
+//! Sum, mean, maximum and minimum over any dimensions, and softmax along one.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::kernels::rows::{self, Dim, Fold, run};
 use crate::memory;
 use crate::parallel;
 
-/// A reduction over dimensions, counted from the front.
+/// A reduction over `dims`, none of which is negative.
 #[derive(Debug)]
 pub(crate) struct Reduce {
     pub kind: Reduction,
@@ -18,7 +18,8 @@ pub(crate) struct Reduce {
 }
 
 impl Reduce {
-    /// The order for an input, and that of the result: results stand in the order of what stays.
+    /// The memory orders of the input and of the result. Results keep the order in memory of the
+    /// dimensions that remain.
     fn order(&self, input: Ordered) -> (Order, Order) {
         let stay = |dim: usize| dim < input.rank && !self.dims.contains(&dim);
         let in_order = !stay(1) || !(2..input.rank).any(stay);
@@ -42,15 +43,15 @@ impl Operation for Reduce {
             }
         }
         let input = Ordered { order: inputs[0].order(), rank: from.len() };
-        let made = Value::ordered(
+        let output = Value::ordered(
             &shape,
             if shape.len() == 2 { Order::ChannelsLast } else { self.order(input).1 },
         )?;
-        Ok((made, Cost::of(&inputs[0].dims, 1)))
+        Ok((output, Cost::of(&inputs[0].dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, shape, strides) =
+        let (output, shape, strides) =
             (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
         let mut order: Vec<usize> = (0..shape.len()).filter(|&dim| shape[dim] != 1).collect();
         order.sort_by_key(|&dim| std::cmp::Reverse(strides[dim]));
@@ -74,17 +75,17 @@ impl Operation for Reduce {
             Reduction::Max => (Fold::Max, 1.0),
             Reduction::Min => (Fold::Min, 1.0),
         };
-        Ok((made, Box::new(ReduceStep { kept, reduced, fold, divisor, count })))
+        Ok((output, Box::new(ReduceStep { kept, reduced, fold, divisor, count })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        let (wanted, made) = self.order(inputs[0]);
+        let (wanted, output) = self.order(inputs[0]);
         let rank = if self.keepdim {
             inputs[0].rank
         } else {
             inputs[0].rank.saturating_sub(self.dims.len())
         };
-        (vec![wanted], if rank == 2 { Order::ChannelsLast } else { made }) // small: one
+        (vec![wanted], if rank == 2 { Order::ChannelsLast } else { output }) // small: one
     }
 }
 
@@ -108,7 +109,7 @@ impl ExecutableOp for ReduceStep {
     }
 }
 
-/// Softmax along a dimension, or its logarithm.
+/// Softmax or log-softmax along a dimension.
 #[derive(Debug)]
 pub(crate) struct Softmax {
     pub dim: usize,
@@ -128,11 +129,11 @@ impl Operation for Softmax {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, shape, strides) =
+        let (output, shape, strides) =
             (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
         let size = shape.get(self.dim).copied().unwrap_or(1);
         let inner = if size == 1 { 1 } else { strides[self.dim] };
-        Ok((made, Box::new(SoftmaxStep { size, inner, log: self.log })))
+        Ok((output, Box::new(SoftmaxStep { size, inner, log: self.log })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {

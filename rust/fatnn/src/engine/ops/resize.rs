@@ -1,5 +1,5 @@
-//! Maps of another size whose pixels stay as they are: nearest interpolation, and channels that
-//! become pixels; of floats and of codes.
+//! Resizing that only copies pixels: nearest interpolation and `depth_to_space` (pixel shuffle).
+//! Both work on floats and on codes.
 
 use std::sync::Arc;
 
@@ -13,17 +13,17 @@ use crate::kernels::apply_all;
 use crate::memory;
 use crate::parallel;
 
-/// Height and width that an interpolation makes of these inputs.
-pub(super) fn interpolated(how: &Interpolate, inputs: &[Value]) -> Result<Dims> {
+/// Dimensions of the result of an interpolation. A second input gives height and width.
+pub(super) fn output_dims(how: &Interpolate, inputs: &[Value]) -> Result<Dims> {
     let from = inputs[0].dims;
     let mut map = from.map;
     for (axis, size) in map.iter_mut().enumerate().skip(2 - from.axes) {
-        let made = match inputs.get(1) {
+        let output = match inputs.get(1) {
             Some(like) => Some(like.dims.map[axis]).filter(|size| *size > 0),
             None => how.output(axis + from.axes - 2, from.map[axis]),
         };
-        match made.filter(|_| (1..LIMIT).contains(&from.map[axis])) {
-            Some(made) => *size = made,
+        match output.filter(|_| (1..LIMIT).contains(&from.map[axis])) {
+            Some(output) => *size = output,
             None => {
                 return bad_value(
                     "interpolation",
@@ -36,7 +36,7 @@ pub(super) fn interpolated(how: &Interpolate, inputs: &[Value]) -> Result<Dims> 
     Ok(Dims { map, ..from })
 }
 
-/// Sides stay below this.
+/// Height and width must be below this limit.
 const LIMIT: usize = 1 << 24;
 
 /// Nearest interpolation.
@@ -44,7 +44,7 @@ const LIMIT: usize = 1 << 24;
 pub(crate) struct Nearest(pub Interpolate);
 
 impl Nearest {
-    /// The input's index for an index of the result: PyTorch's rule, in float32.
+    /// The input index for output index `at`, by PyTorch's rule in float32.
     fn source(&self, at: usize, ratio: f32, size: usize) -> usize {
         let half = if self.0.sampling == Sampling::NearestExact { 0.5 } else { 0.0 };
         (((at as f32 + half) * ratio) as usize).min(size - 1)
@@ -53,17 +53,17 @@ impl Nearest {
 
 impl Operation for Nearest {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let dims = interpolated(&self.0, inputs)?;
+        let dims = output_dims(&self.0, inputs)?;
         let bytes = (dims.map[0] as u128 + dims.map[1] as u128) * size_of::<usize>() as u128;
-        let made = Value { dims, rows: None, ..inputs[0] };
-        Ok((made, Cost { bytes, ..Cost::of(&dims, 1) }))
+        let output = Value { dims, rows: None, ..inputs[0] };
+        Ok((output, Cost { bytes, ..Cost::of(&dims, 1) }))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, from) = (self.measure(inputs)?.0, inputs[0].dims);
-        let snaps = self.0.snaps(from.axes, from.channels, made.dims.map);
+        let (output, from) = (self.measure(inputs)?.0, inputs[0].dims);
+        let snaps = self.0.snaps(from.axes, from.channels, output.dims.map);
         let table = |axis: usize| {
-            let (size, count) = (from.map[axis], made.dims.map[axis]);
+            let (size, count) = (from.map[axis], output.dims.map[axis]);
             let absent = 2 - from.axes;
             let ratio = match axis < absent {
                 true => 1.0,
@@ -78,13 +78,13 @@ impl Operation for Nearest {
             rows: table(0)?,
             columns: table(1)?,
             map: from.map,
-            pixel: pixel_len(&made),
+            pixel: pixel_len(&output),
         };
-        Ok((made, Box::new(step)))
+        Ok((output, Box::new(step)))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        // Of a second input only the sizes count.
+        // Only the sizes of a second input matter.
         let wanted = inputs
             .iter()
             .enumerate()
@@ -93,7 +93,7 @@ impl Operation for Nearest {
     }
 }
 
-/// Elements of a pixel in its buffer.
+/// Length of a pixel in the buffer: floats, or bytes of codes.
 fn pixel_len(value: &Value) -> usize {
     value.codes.map_or(value.dims.channels, |layout| layout.pixel_bytes())
 }
@@ -138,7 +138,7 @@ impl ExecutableOp for NearestStep {
     }
 }
 
-/// Channels become pixels; of floats with functions of the result.
+/// Moves channels to pixels (`depth_to_space`). On floats, functions of the result can follow.
 #[derive(Debug)]
 pub(crate) struct Shuffle {
     pub how: DepthToSpace,
@@ -167,42 +167,42 @@ impl Operation for Shuffle {
         check_channels(&self.functions, channels)?;
         let codes = match inputs[0].codes {
             Some(layout) => {
-                let made = crate::codec::CodesLayout::new(channels, groups / how.pixels())?;
-                Some(made.with(layout.coding()))
+                let output = crate::codec::CodesLayout::new(channels, groups / how.pixels())?;
+                Some(output.with(layout.coding()))
             }
             None => None,
         };
-        let made = Value { dims, codes, rows: None, ..inputs[0] };
-        Ok((made, Cost::of(&dims, 1 + self.functions.len())))
+        let output = Value { dims, codes, rows: None, ..inputs[0] };
+        Ok((output, Cost::of(&dims, 1 + self.functions.len())))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
+        let output = self.measure(inputs)?.0;
         let step = ShuffleStep {
             how: self.how,
             shuffle: self,
             from: inputs[0].dims.map,
-            map: made.dims.map,
-            pixel: pixel_len(&made),
+            map: output.dims.map,
+            pixel: pixel_len(&output),
         };
-        Ok((made, Box::new(step)))
+        Ok((output, Box::new(step)))
     }
 }
 
-/// [`Shuffle`] for one shape.
+/// [`Shuffle`], planned for one input shape.
 #[derive(Debug)]
 pub(super) struct ShuffleStep {
     shuffle: Arc<Shuffle>,
     how: DepthToSpace,
-    /// Height and width of what is read.
+    /// Height and width of the input.
     from: [usize; 2],
     map: [usize; 2],
-    /// Elements of a pixel of the result.
+    /// Length of a pixel of the result in the buffer.
     pixel: usize,
 }
 
 impl ShuffleStep {
-    /// Copies rows, and calls `then` with each.
+    /// Copies every row, then calls `then` on it.
     fn copy<T: Copy + Send + Sync>(
         &self,
         x: &[T],

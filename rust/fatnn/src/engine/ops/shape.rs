@@ -1,4 +1,4 @@
-//! Operations that move elements only: other shapes, other orders in memory.
+//! Operations that only move elements: reshape, permute, slice, expand and memory order.
 
 use std::sync::Arc;
 
@@ -11,23 +11,23 @@ use crate::memory;
 use crate::parallel;
 use crate::transpose::transpose;
 
-/// From one order in memory to the other.
+/// Converts a value to this memory order.
 #[derive(Debug)]
 pub(crate) struct Reorder(pub Order);
 
 impl Operation for Reorder {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let made = Value::ordered(&inputs[0].shape(), self.0)?.of(inputs[0].element);
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::ordered(&inputs[0].shape(), self.0)?.of(inputs[0].element);
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let made = self.measure(inputs)?.0;
-        let image = if self.0 == Order::RowMajor { inputs[0] } else { made };
+        let output = self.measure(inputs)?.0;
+        let image = if self.0 == Order::RowMajor { inputs[0] } else { output };
         let (channels, pixels) = (image.dims.channels, image.dims.map[0] * image.dims.map[1]);
         let [rows, columns] =
             if self.0 == Order::RowMajor { [pixels, channels] } else { [channels, pixels] };
-        Ok((made, Box::new(Transpose { rows, columns })))
+        Ok((output, Box::new(Transpose { rows, columns })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -35,8 +35,7 @@ impl Operation for Reorder {
     }
 
     fn is_view(&self, inputs: &[Value]) -> bool {
-        // Channels of single pixels, and pixels of a single channel, stand in the same places in
-        // both.
+        // With one pixel or one channel, both orders have the same memory layout.
         match *inputs[0].shape() {
             [_, channels, ref map @ ..] => channels == 1 || map.iter().product::<usize>() == 1,
             _ => true,
@@ -70,20 +69,21 @@ impl Transpose {
     }
 }
 
-/// Another shape of the same elements in row-major order.
+/// A new shape for the same elements in row-major order.
 #[derive(Clone, Debug)]
 pub(crate) enum Reshape {
-    /// Dimensions from the first to the last, both counted from the front, become one.
+    /// Merges dimensions `start` to `end` (inclusive); neither is negative.
     Flatten { start: usize, end: usize },
-    /// All dimensions but the last become one.
+    /// Merges all dimensions but the last.
     FlattenLeading,
-    /// The leading dimensions are those of the second input.
+    /// Takes all dimensions but the last from the second input.
     Like,
-    /// Without this dimension, where its size is 1.
+    /// Removes this dimension if its size is 1.
     Squeeze(usize),
-    /// With a new dimension of size 1 here.
+    /// Inserts a dimension of size 1 here.
     Unsqueeze(usize),
-    /// These sizes; 0: the input's size of this dimension, -1: what is left.
+    /// Takes these sizes. 0 keeps the input's size of that dimension; -1 is computed from the
+    /// other sizes.
     To(Vec<i64>),
 }
 
@@ -92,7 +92,7 @@ impl Reshape {
         let x = inputs[0].shape();
         let counted =
             |sizes: &[usize]| memory::product(sizes.iter().copied()).unwrap_or(usize::MAX);
-        let made = match self {
+        let output = match self {
             Reshape::Flatten { start, end } if *end < x.len() => {
                 [&x[..*start], &[counted(&x[*start..=*end])], &x[*end + 1..]].concat()
             }
@@ -110,30 +110,30 @@ impl Reshape {
                 kept.map(|(_, &size)| size).collect()
             }
             Reshape::Unsqueeze(dim) => {
-                let mut made = x.to_vec(); // small: sizes
-                made.insert((*dim).min(x.len()), 1);
-                made
+                let mut output = x.to_vec(); // small: sizes
+                output.insert((*dim).min(x.len()), 1);
+                output
             }
             Reshape::To(sizes) => {
                 let same = |(i, &size): (usize, &i64)| match size {
                     0 => x.get(i).copied().unwrap_or(0),
                     size => usize::try_from(size).unwrap_or(1),
                 };
-                let mut made: Vec<usize> = sizes.iter().enumerate().map(same).collect();
+                let mut output: Vec<usize> = sizes.iter().enumerate().map(same).collect();
                 if let Some(at) = sizes.iter().position(|size| *size == -1) {
-                    made[at] = counted(&x).checked_div(counted(&made)).unwrap_or(0);
+                    output[at] = counted(&x).checked_div(counted(&output)).unwrap_or(0);
                 }
-                made
+                output
             }
         };
-        if counted(&made) != counted(&x) || made.len() > MAX_RANK {
+        if counted(&output) != counted(&x) || output.len() > MAX_RANK {
             return bad_value(
                 "reshaping",
                 format!("a shape of as many elements as {x:?}"),
-                format!("{made:?}"),
+                format!("{output:?}"),
             );
         }
-        Ok(made)
+        Ok(output)
     }
 }
 
@@ -147,7 +147,7 @@ impl Operation for Reshape {
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        // Of the second input only the shape counts.
+        // Only the shape of the second input matters.
         let wanted = inputs
             .iter()
             .enumerate()
@@ -160,7 +160,7 @@ impl Operation for Reshape {
     }
 }
 
-/// What a view does when it is run.
+/// The run of a view, which has nothing to do.
 #[derive(Debug)]
 struct NoOp;
 
@@ -170,12 +170,12 @@ impl ExecutableOp for NoOp {
     }
 }
 
-/// Dimensions in another order: dimension `i` of the result is dimension `dims[i]` of the input.
+/// Permutes dimensions: dimension `i` of the result is dimension `self.0[i]` of the input.
 #[derive(Clone, Debug)]
 pub(crate) struct Permute(pub Vec<usize>);
 
 impl Permute {
-    /// The order of a result that has the input's memory, where there is one.
+    /// The memory order of the result if it can share the input's memory.
     fn view(&self, input: Ordered) -> Option<Order> {
         match (input.order, self.0.as_slice()) {
             (Order::ChannelsLast, [0, 2, 1] | [0, 2, 3, 1]) => Some(Order::RowMajor),
@@ -197,23 +197,23 @@ impl Operation for Permute {
         }
         let shape: Vec<usize> = self.0.iter().map(|&dim| from[dim]).collect();
         let (_, order) = self.orders(&[Ordered { order: inputs[0].order(), rank: from.len() }]);
-        let made = Value::ordered(&shape, order)?.of(inputs[0].element);
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::ordered(&shape, order)?.of(inputs[0].element);
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, strides) = (self.measure(inputs)?.0, inputs[0].strides());
+        let (output, strides) = (self.measure(inputs)?.0, inputs[0].strides());
         let steps: Vec<usize> = self.0.iter().map(|&dim| strides[dim]).collect();
-        Ok((made, Box::new(StridedCopy::new(made, &steps, 0))))
+        Ok((output, Box::new(StridedCopy::new(output, &steps, 0))))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        let made = match inputs[0] {
-            // Of two dimensions the memory is in one order only.
+        let output = match inputs[0] {
+            // Values of rank 2 have only one memory order.
             Ordered { rank: 2, .. } => Order::ChannelsLast,
             input => self.view(input).unwrap_or(Order::RowMajor),
         };
-        (vec![inputs[0].order], made) // small: one
+        (vec![inputs[0].order], output) // small: one
     }
 
     fn is_view(&self, inputs: &[Value]) -> bool {
@@ -225,18 +225,18 @@ impl Operation for Permute {
     }
 }
 
-/// Copies elements that stand at regular distances, into memory without gaps.
+/// Copies elements that are read with strides into contiguous memory.
 #[derive(Debug)]
 pub(crate) struct StridedCopy {
     walk: Walk<1>,
-    /// Where reading begins.
+    /// Offset of the first element that is read.
     offset: usize,
 }
 
 impl StridedCopy {
-    /// A copy to such a value; `steps`: distance in what is read for each of its dimensions.
-    pub fn new(made: Value, steps: &[usize], offset: usize) -> Self {
-        StridedCopy { walk: Walk::new(made, |dim| [steps[dim]]), offset }
+    /// A copy into a value like `output`. `steps` are the strides of its dimensions in the input.
+    pub fn new(output: Value, steps: &[usize], offset: usize) -> Self {
+        StridedCopy { walk: Walk::new(output, |dim| [steps[dim]]), offset }
     }
 }
 
@@ -271,8 +271,7 @@ impl StridedCopy {
     }
 }
 
-/// Every `step`th index of a dimension, from one to before another; negative ones count from the
-/// end.
+/// PyTorch's slice `start:end:step` of a dimension; negative indices count from the end.
 #[derive(Clone, Debug)]
 pub(crate) struct SliceDim {
     pub dim: i64,
@@ -282,7 +281,7 @@ pub(crate) struct SliceDim {
 }
 
 impl SliceDim {
-    /// The dimension, the first index, and how many there are: PyTorch's rules.
+    /// The dimension, the first index and the number of indices, by PyTorch's rules.
     fn range(&self, shape: &[usize]) -> Result<(usize, usize, usize)> {
         let rank = shape.len() as i64;
         let dim = if self.dim < 0 { self.dim + rank } else { self.dim };
@@ -294,7 +293,7 @@ impl SliceDim {
     }
 }
 
-/// An index of a slice, counted from the front and inside.
+/// Converts an index of a slice to a non-negative one and clamps it to the dimension.
 fn slice_index(at: i64, size: usize) -> usize {
     let from_front = if at < 0 { at.saturating_add(size as i64) } else { at };
     (from_front.max(0) as usize).min(size)
@@ -305,17 +304,17 @@ impl Operation for SliceDim {
         let mut shape = inputs[0].shape().to_vec(); // small: sizes
         let (dim, _, count) = self.range(&shape)?;
         shape[dim] = count;
-        let made = Value::ordered(&shape, inputs[0].order())?.of(inputs[0].element);
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::ordered(&shape, inputs[0].order())?.of(inputs[0].element);
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, shape, mut steps) =
+        let (output, shape, mut steps) =
             (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
         let (dim, start, count) = self.range(&shape)?;
         let offset = if count == 0 { 0 } else { start * steps[dim] };
         steps[dim] *= self.step;
-        Ok((made, Box::new(StridedCopy::new(made, &steps, offset))))
+        Ok((output, Box::new(StridedCopy::new(output, &steps, offset))))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -323,7 +322,8 @@ impl Operation for SliceDim {
     }
 }
 
-/// Dimensions of size 1 repeated; -1: as in the input, -2: as the second input's first dimension.
+/// Repeats dimensions of size 1 to these sizes. -1 keeps the input's size; -2 takes the size of
+/// the second input's first dimension.
 #[derive(Clone, Debug)]
 pub(crate) struct Expand(pub Vec<i64>);
 
@@ -353,18 +353,18 @@ impl Operation for Expand {
             }
             shape.push(size);
         }
-        let made = Value::row_major(&shape)?.of(inputs[0].element);
-        Ok((made, Cost::of(&made.dims, 1)))
+        let output = Value::row_major(&shape)?.of(inputs[0].element);
+        Ok((output, Cost::of(&output.dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, from, strides) =
+        let (output, from, strides) =
             (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
-        let more = made.shape().len() - from.len();
+        let more = output.shape().len() - from.len();
         let step =
             |i: usize| i.checked_sub(more).filter(|&i| from[i] != 1).map_or(0, |i| strides[i]);
-        let steps: Vec<usize> = (0..made.shape().len()).map(step).collect();
-        Ok((made, Box::new(StridedCopy::new(made, &steps, 0))))
+        let steps: Vec<usize> = (0..output.shape().len()).map(step).collect();
+        Ok((output, Box::new(StridedCopy::new(output, &steps, 0))))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {

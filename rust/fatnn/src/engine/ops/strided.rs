@@ -1,23 +1,23 @@
-//! Walking a result row by row, while its operands are read at other distances.
+//! Walks a result row by row while reading its operands with their own strides.
 
 use crate::engine::value::{MAX_RANK, Value};
 
-/// Dimensions of a result from the outermost in memory to the innermost: sizes, and distances in
-/// `N` operands.
+/// Dimensions of a result from the outermost in memory to the innermost: the size, and the strides
+/// in `N` operands.
 #[derive(Debug)]
 pub(crate) struct Walk<const N: usize>(Vec<(usize, [usize; N])>);
 
 impl<const N: usize> Walk<N> {
-    /// Over such a result; `steps`: distances from one index of a dimension to the next.
-    pub fn new(made: Value, steps: impl Fn(usize) -> [usize; N]) -> Self {
-        let (shape, strides) = (made.shape(), made.strides());
+    /// A walk over a value like `output`. `steps` gives the operands' strides of a dimension.
+    pub fn new(output: Value, steps: impl Fn(usize) -> [usize; N]) -> Self {
+        let (shape, strides) = (output.shape(), output.strides());
         let mut order: Vec<usize> = (0..shape.len()).filter(|&dim| shape[dim] != 1).collect();
         order.sort_by_key(|&dim| std::cmp::Reverse(strides[dim]));
         let mut dims: Vec<(usize, [usize; N])> = Vec::new();
         for dim in order {
             let (size, steps) = (shape[dim], steps(dim));
             match dims.last_mut() {
-                // Two dimensions that can be walked as one.
+                // The strides of all operands allow merging the two dimensions.
                 Some((outer, before)) if (0..N).all(|i| before[i] == size * steps[i]) => {
                     (*outer, *before) = (*outer * size, steps);
                 }
@@ -30,13 +30,13 @@ impl<const N: usize> Walk<N> {
         Walk(dims)
     }
 
-    /// Elements of a row, and their distances.
+    /// Length of a row, and the operands' strides within it.
     pub fn row(&self) -> (usize, [usize; N]) {
         self.0[self.0.len() - 1]
     }
 
-    /// Calls `work` with the rows of `out`, of which `first` is the number of the first, and with
-    /// where each begins in the operands.
+    /// Calls `work` on every row of `out` with the row's offsets in the operands. `first` is the
+    /// number of the first row.
     pub fn rows<T>(&self, first: usize, out: &mut [T], mut work: impl FnMut([usize; N], &mut [T])) {
         let (outer, (len, _)) = (&self.0[..self.0.len() - 1], self.row());
         let (mut index, mut at) = ([0; MAX_RANK], [0; N]);

@@ -13,16 +13,16 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value as Json};
 
-use super::attrs::LIMIT;
-use super::file::Packed;
-use super::tensor::Tensor;
-use super::types;
+use super::read::Packed;
 use crate::dtype::{ActType, CodeType, TensorType, ValueType, WeightKind};
+use crate::graph::attrs::LIMIT;
+use crate::graph::tensor::Tensor;
+use crate::graph::types;
 
 pub(super) const VERSION: u64 = 1;
 
 /// Reads the two lists of packed tensors. Files without two-bit weights have no list `two_bit`.
-pub(super) fn packed(entry: &Json) -> Option<Packed> {
+pub(super) fn packed_tensors(entry: &Json) -> Option<Packed> {
     let mut packed = Packed::new();
     for (list, kind) in [("ternary", WeightKind::Ternary), ("two_bit", WeightKind::TwoBit)] {
         if kind == WeightKind::TwoBit && entry[list].is_null() {
@@ -40,7 +40,7 @@ pub(super) fn packed(entry: &Json) -> Option<Packed> {
 }
 
 /// Name of a type in the digest.
-pub(super) fn name(dtype: TensorType) -> &'static str {
+pub(super) fn type_name(dtype: TensorType) -> &'static str {
     match dtype {
         TensorType::F32 => "f32",
         TensorType::I32 => "i32",
@@ -55,11 +55,11 @@ pub(super) fn name(dtype: TensorType) -> &'static str {
 /// Converts a graph's text to the current version. Every code tensor gets the narrowest kind that
 /// holds its values.
 ///
-/// Text that is not a graph is returned unchanged; [`super::Graph::parse`] reports the error.
+/// Text that is not a graph is returned unchanged; [`crate::graph::Graph::parse`] reports the error.
 ///
 /// # Errors
 /// The node that is not valid in version 1, and why.
-pub(super) fn upgraded(
+pub(super) fn upgrade_graph(
     graph: &str,
     tensors: &mut BTreeMap<String, Tensor>,
 ) -> Result<String, String> {
@@ -74,10 +74,10 @@ pub(super) fn upgraded(
     };
     let mut types = HashMap::new();
     for (position, node) in nodes.iter_mut().enumerate() {
-        let shown = node["name"].to_string();
+        let name = node["name"].to_string();
         let Some(fields) = node.as_object_mut() else { continue };
-        let dtype = upgrade(fields, &types, tensors)
-            .map_err(|why| format!("node {position} ({shown}): {why}"))?;
+        let dtype = upgrade_node(fields, &types, tensors)
+            .map_err(|why| format!("node {position} ({name}): {why}"))?;
         if let Some(name) = fields.get("name").and_then(Json::as_str) {
             types.insert(name.to_owned(), dtype);
         }
@@ -86,7 +86,7 @@ pub(super) fn upgraded(
 }
 
 /// Converts a node and returns the type of its value, or float32 if the type is not known here.
-fn upgrade(
+fn upgrade_node(
     node: &mut Map<String, Json>,
     types: &HashMap<String, ValueType>,
     tensors: &BTreeMap<String, Tensor>,
@@ -179,7 +179,7 @@ mod tests {
 
     fn upgraded_node(node: &Json) -> Result<Json, String> {
         let graph = json!({"nodes": [node]}).to_string();
-        let text = upgraded(&graph, &mut BTreeMap::new())?;
+        let text = upgrade_graph(&graph, &mut BTreeMap::new())?;
         Ok(serde_json::from_str::<Json>(&text).unwrap()["nodes"][0].clone())
     }
 
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn text_that_is_not_a_graph_is_unchanged() {
         for text in ["{", "[]", "3", "{\"nodes\": {}}"] {
-            assert_eq!(upgraded(text, &mut BTreeMap::new()).unwrap(), text);
+            assert_eq!(upgrade_graph(text, &mut BTreeMap::new()).unwrap(), text);
         }
     }
 
@@ -251,7 +251,7 @@ mod tests {
             ("trits".to_owned(), ternary(&[-1, 0])),
             ("wide".to_owned(), Tensor::Codes(WeightKind::TwoBit, vec![2], vec![3, 1])),
         ]);
-        upgraded("{}", &mut tensors).unwrap();
+        upgrade_graph("{}", &mut tensors).unwrap();
         let kinds = [
             ("signs", WeightKind::Binary),
             ("trits", WeightKind::Ternary),

@@ -1,23 +1,24 @@
 //! Shape rules of operations that resize maps: interpolation, transposed convolution and
 //! depth-to-space. Also the type rule of depth-to-space on codes.
 
-use super::graph::NodeView;
-use super::op::Op;
-use super::shapes::{Made, bias, each_axis, require, same, spatial};
-use super::size::{Size, Sizes};
+use super::layers::bias;
+use super::{ShapeResult, each_axis, require, same_as_input, split_spatial};
 use crate::codec::CodesLayout;
 use crate::dtype::ValueType;
+use crate::graph::graph::NodeView;
+use crate::graph::op::Op;
+use crate::graph::size::{Size, Sizes};
 
 /// `size · factor + add`, always in the same normal form.
 fn scaled(sizes: &Sizes, size: Size, factor: usize, add: i64) -> Result<Size, String> {
     let too_small = || format!("nothing is left of a map of {size:?}");
     match size {
         Size::Known(size) => {
-            let made = i64::try_from(size)
+            let output = i64::try_from(size)
                 .ok()
                 .and_then(|size| size.checked_mul(i64::try_from(factor).ok()?)?.checked_add(add));
-            let made = made.filter(|made| *made > 0 || size == 0 && *made == 0);
-            made.map(|made| Size::Known(made as usize)).ok_or_else(too_small)
+            let output = output.filter(|output| *output > 0 || size == 0 && *output == 0);
+            output.map(|output| Size::Known(output as usize)).ok_or_else(too_small)
         }
         Size::Free { base, offset } => {
             let factor_i64 = i64::try_from(factor).map_err(|_| too_small())?;
@@ -28,9 +29,13 @@ fn scaled(sizes: &Sizes, size: Size, factor: usize, add: i64) -> Result<Size, St
     }
 }
 
-pub(super) fn interpolate(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(in crate::graph) fn interpolate(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     let (Op::Interpolate(how) | Op::InterpolateCodes(how)) = &view.node.op else {
-        return same(sizes, view, read);
+        return same_as_input(sizes, view, read);
     };
     let (x, axes) = (read[0], read[0].len().wrapping_sub(2));
     require((1..=2).contains(&axes), || format!("images expected, got the shape {x:?}"))?;
@@ -66,13 +71,17 @@ pub(super) fn interpolate(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -
     Ok([&x[..2], &map].concat())
 }
 
-pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(in crate::graph) fn depth_to_space(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     let (Op::DepthToSpace(how) | Op::DepthToSpaceCodes(how)) = &view.node.op else {
-        return same(sizes, view, read);
+        return same_as_input(sizes, view, read);
     };
     let (x, axes) = (read[0], read[0].len().wrapping_sub(2));
     require((1..=2).contains(&axes), || format!("images expected, got the shape {x:?}"))?;
-    require(axes == 2 || how.block[0] == 1 && how.cut(0) == 0, || {
+    require(axes == 2 || how.block[0] == 1 && how.cropped(0) == 0, || {
         format!("a map of one axis needs blocks of height 1, got {:?}", how.block)
     })?;
     let blocks = how.pixels().saturating_mul(how.groups);
@@ -83,18 +92,22 @@ pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
     let channels =
         sizes.quotient(x[1], Size::Known(how.pixels())).ok_or("block must not be empty")?;
     let map = each_axis(axes, &x[2..], |size, axis| {
-        scaled(sizes, size, how.block[axis], -(how.cut(axis) as i64))
+        scaled(sizes, size, how.block[axis], -(how.cropped(axis) as i64))
     })?;
     Ok([&[x[0], channels], map.as_slice()].concat())
 }
 
-pub(super) fn conv_transpose(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::ConvTranspose(conv) = &view.node.op else { return same(sizes, view, read) };
+pub(in crate::graph) fn conv_transpose(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
+    let Op::ConvTranspose(conv) = &view.node.op else { return same_as_input(sizes, view, read) };
     let (weight, axes) = (view.shape("weight")?, conv.axes);
     require(weight.len() == 2 + axes && !weight.contains(&0), || {
         format!("weight: unexpected shape {weight:?}")
     })?;
-    let (front, map) = spatial(read[0], axes)?;
+    let (front, map) = split_spatial(read[0], axes)?;
     require(front.last().is_some_and(|size| size.may_be(weight[0])), || {
         format!("{} channels expected, got the shape {:?}", weight[0], read[0])
     })?;
@@ -113,13 +126,13 @@ pub(super) fn conv_transpose(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
             format!("output_padding {more} must be smaller than stride or dilation")
         })?;
         let stride = params.stride;
-        scaled(sizes, size, stride, conv.grows(axis, kernel[axis]) - stride as i64)
+        scaled(sizes, size, stride, conv.one_pixel_output(axis, kernel[axis]) - stride as i64)
     })?;
     Ok([&front[..front.len() - 1], &[Size::Known(out)], &map].concat())
 }
 
 /// Type of codes after depth-to-space. Every block must consist of whole channel groups.
-pub(super) fn depth_to_space_codes(
+pub(in crate::graph) fn depth_to_space_codes(
     view: NodeView<'_>,
     read: &[ValueType],
 ) -> Result<ValueType, String> {
@@ -136,8 +149,8 @@ pub(super) fn depth_to_space_codes(
             how.block
         ));
     }
-    let made = ValueType::Codes { codes, channels: channels / pixels, groups: groups / pixels };
+    let output = ValueType::Codes { codes, channels: channels / pixels, groups: groups / pixels };
     CodesLayout::new(channels / pixels, groups / pixels)
         .map_err(|e| format!("groups do not fit ({e})"))?;
-    Ok(made)
+    Ok(output)
 }

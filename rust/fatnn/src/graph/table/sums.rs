@@ -1,11 +1,11 @@
 //! Table rows of reductions, normalisations, softmax, attention and other products of values.
 
-use super::attrs::AttrType::{Bool, Float, Int, Ints, Str};
-use super::attrs::{Attr, Attrs};
-use super::op::{AttentionMasks, Norm, NormOver, Op, Reduction};
-use super::ops::{Exactness, OpInfo, Role};
-use super::table::{F32, LAYOUT, ROW, SUM, always, optional, role};
-use super::{BuildError, shapes_sums as shapes, support};
+use super::{F32, LAYOUT, ROW, SUM, always, optional, role};
+use crate::graph::attrs::AttrType::{Bool, Float, Int, Ints, Str};
+use crate::graph::attrs::{Attr, Attrs};
+use crate::graph::op::{AttentionMasks, Norm, NormOver, Op, Reduction};
+use crate::graph::ops::{Exactness, OpInfo, Role};
+use crate::graph::{BuildError, shapes, support};
 
 const OVER: &[Attr] = &[always("dims", Ints), always("keepdim", Bool)];
 const AFFINE: &[Role] = &[role("weight", F32, false), role("bias", F32, false)];

@@ -1,13 +1,15 @@
 //! Shape rules of reductions, normalisations, softmax, attention and other products of values.
 
-use super::graph::NodeView;
-use super::op::{Norm, NormOver, Op};
-use super::shapes::{Made, broadcast_pair, dimension, require, same};
-use super::size::{Size, Sizes, may_equal};
+use super::{ShapeResult, broadcast_pair, dimension, require, same_as_input};
+use crate::graph::graph::NodeView;
+use crate::graph::op::{Norm, NormOver, Op};
+use crate::graph::size::{Size, Sizes, may_equal};
 use crate::memory;
 
-pub(super) fn reduce(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Reduce { dims, keepdim, .. } = &view.node.op else { return same(sizes, view, read) };
+pub(in crate::graph) fn reduce(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+    let Op::Reduce { dims, keepdim, .. } = &view.node.op else {
+        return same_as_input(sizes, view, read);
+    };
     let x = read[0];
     let mut reduced = vec![dims.is_empty(); x.len()]; // small: a flag per dimension
     for &dim in dims {
@@ -22,8 +24,10 @@ pub(super) fn reduce(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Mad
 }
 
 /// Normalisations keep the shape; their constants must fit the normalised elements.
-pub(super) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Norm(Norm { over, .. }) = &view.node.op else { return same(sizes, view, read) };
+pub(in crate::graph) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+    let Op::Norm(Norm { over, .. }) = &view.node.op else {
+        return same_as_input(sizes, view, read);
+    };
     let x = read[0];
     let constants = match *over {
         NormOver::Last(dims) => {
@@ -54,14 +58,18 @@ pub(super) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made 
             format!("{role}: {constants:?} numbers expected, got the shape {shape:?}")
         })?;
     }
-    same(sizes, view, read)
+    same_as_input(sizes, view, read)
 }
 
-pub(super) fn softmax(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(in crate::graph) fn softmax(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     if let Op::Softmax { dim, .. } = view.node.op {
         dimension(dim, read[0].len())?;
     }
-    same(sizes, view, read)
+    same_as_input(sizes, view, read)
 }
 
 /// Splits a shape into its leading dimensions and the last two.
@@ -72,13 +80,13 @@ fn matrix(shape: &[Size]) -> Result<(&[Size], [Size; 2]), String> {
     }
 }
 
-pub(super) fn matmul(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(in crate::graph) fn matmul(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let ((front, [m, k]), (other, [rows, n])) = (matrix(read[0])?, matrix(read[1])?);
     require(k.may_equal(rows), || format!("{:?} and {:?} cannot be multiplied", read[0], read[1]))?;
     Ok([broadcast_pair(sizes, front, other)?.as_slice(), &[m, n]].concat())
 }
 
-pub(super) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(in crate::graph) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let ((q, [l, d]), (k, [s, key])) = (matrix(read[0])?, matrix(read[1])?);
     let (v, [values, out]) = matrix(read[2])?;
     require(d.may_equal(key) && s.may_equal(values), || {
@@ -87,7 +95,8 @@ pub(super) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Mad
     let front = broadcast_pair(sizes, &broadcast_pair(sizes, q, k)?, v)?;
     if let Some(mask) = read.get(3) {
         let scores = [front.as_slice(), &[l, s]].concat();
-        let fits = broadcast_pair(sizes, mask, &scores).is_ok_and(|made| may_equal(&made, &scores));
+        let fits =
+            broadcast_pair(sizes, mask, &scores).is_ok_and(|output| may_equal(&output, &scores));
         require(fits && mask.len() >= 2, || {
             format!("a mask for {scores:?} expected, got {mask:?}")
         })?;
@@ -95,9 +104,13 @@ pub(super) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Mad
     Ok([front.as_slice(), &[l, out]].concat())
 }
 
-pub(super) fn multihead(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(in crate::graph) fn multihead(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     let Op::Multihead { heads, batch_first, masks } = view.node.op else {
-        return same(sizes, view, read);
+        return same_as_input(sizes, view, read);
     };
     require(read.len() == 3 + masks.count(), || {
         format!("{} values expected, got {read:?}", 3 + masks.count())
@@ -138,25 +151,29 @@ pub(super) fn multihead(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> 
         let found = view.tensor(role).map_or(count, |bias| bias.shape().iter().product());
         require(found == count, || format!("{role}: {count} numbers expected"))?;
     }
-    same(sizes, view, read)
+    same_as_input(sizes, view, read)
 }
 
 /// Embedding: every index becomes a row of the weight.
-pub(super) fn embedding(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(in crate::graph) fn embedding(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     let weight = view.shape("weight")?;
     let &[_, width] = weight else { return Err(format!("weight: unexpected shape {weight:?}")) };
     Ok([read[0], &[Size::Known(width)]].concat())
 }
 
 /// Broadcasts any number of shapes.
-pub(super) fn broadcast_all(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(in crate::graph) fn broadcast_all(
+    sizes: &Sizes,
+    _: NodeView<'_>,
+    read: &[&[Size]],
+) -> ShapeResult {
     let first = read[0].to_vec(); // small: sizes
-    read[1..].iter().try_fold(first, |made, shape| broadcast_pair(sizes, &made, shape))
+    read[1..].iter().try_fold(first, |output, shape| broadcast_pair(sizes, &output, shape))
 }
 
-pub(super) fn cumsum(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+pub(in crate::graph) fn cumsum(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
     if let Op::Cumsum { dim } = view.node.op {
         dimension(dim, read[0].len())?;
     }
-    same(sizes, view, read)
+    same_as_input(sizes, view, read)
 }

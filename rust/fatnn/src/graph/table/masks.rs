@@ -1,11 +1,11 @@
 //! Table rows of operations on integers and masks.
 
-use super::attrs::AttrType::{Int, Str};
-use super::op::Op;
-use super::ops::OpInfo;
-use super::table::{F32, ROW, always, role};
-use super::{shapes, shapes_sums, support, types};
+use super::{F32, ROW, always, role};
 use crate::dtype::ValueType;
+use crate::graph::attrs::AttrType::{Int, Str};
+use crate::graph::op::Op;
+use crate::graph::ops::OpInfo;
+use crate::graph::{shapes, support, types};
 use crate::scalar::{Comparison, Logical};
 
 const PLAIN: OpInfo = OpInfo { reads_plain: true, support: Some(support::any), ..ROW };
@@ -19,7 +19,7 @@ pub(super) const MASKS: &[OpInfo] = &[
         tensors: &[role("weight", F32, true)],
         build: |_| Ok(Op::Embedding),
         types: types::embedding,
-        shape: shapes_sums::embedding,
+        shape: shapes::embedding,
         support: Some(support::embedding),
         ..PLAIN
     },
@@ -36,7 +36,7 @@ pub(super) const MASKS: &[OpInfo] = &[
         inputs: (3, Some(3)),
         build: |_| Ok(Op::Where),
         types: types::select,
-        shape: shapes_sums::broadcast_all,
+        shape: shapes::broadcast_all,
         ..PLAIN
     },
     OpInfo {
@@ -60,7 +60,7 @@ pub(super) const MASKS: &[OpInfo] = &[
         attrs: &[always("dim", Int)],
         build: |a| Ok(Op::Cumsum { dim: a.integer("dim")? }),
         types: types::integers,
-        shape: shapes_sums::cumsum,
+        shape: shapes::cumsum,
         ..PLAIN
     },
 ];

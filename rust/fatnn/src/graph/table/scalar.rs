@@ -1,10 +1,10 @@
 //! Table rows of elementwise functions.
 
-use super::attrs::AttrType::Float;
-use super::op::Op;
-use super::ops::{Exactness, Form, OpInfo};
-use super::support;
-use super::table::{LAYOUT, ROW, always};
+use super::{LAYOUT, ROW, always};
+use crate::graph::attrs::AttrType::Float;
+use crate::graph::op::Op;
+use crate::graph::ops::{Exactness, Form, OpInfo};
+use crate::graph::support;
 use crate::scalar::Scalar;
 
 const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any), ..ROW };

@@ -1,14 +1,13 @@
 //! Table rows of operations that resize maps, of adaptive max pooling and of instance norm.
 
-use super::attrs::AttrType::{self, Bool, Floats, Int, Ints, Str};
-use super::attrs::{Attr, Attrs};
-use super::op::{Norm, NormOver, Op};
-use super::ops::{Exactness, Form, OpInfo};
-use super::spatial::{ConvTranspose, DepthToSpace, Interpolate, Sampling};
-use super::table::{
-    DILATION, FLOAT_CONV, GROUPS, LAYOUT, PADDING, ROW, STRIDE, SUM, always, optional, role,
-};
-use super::{BuildError, shapes, shapes_spatial, shapes_sums, support, table, types};
+use super::layers::FLOAT_CONV;
+use super::{DILATION, F32, GROUPS, LAYOUT, PADDING, ROW, STRIDE, SUM, always, optional, role};
+use crate::graph::attrs::AttrType::{self, Bool, Floats, Int, Ints, Str};
+use crate::graph::attrs::{Attr, Attrs};
+use crate::graph::op::{Norm, NormOver, Op};
+use crate::graph::ops::{Exactness, Form, OpInfo};
+use crate::graph::spatial::{ConvTranspose, DepthToSpace, Interpolate, Sampling};
+use crate::graph::{BuildError, shapes, support, types};
 
 const SIZE: Attr = always("size", Ints);
 const FACTORS: Attr = always("factors", Floats);
@@ -26,19 +25,18 @@ const INTERPOLATE: OpInfo = OpInfo {
     inputs: (1, Some(2)),
     attrs: NEAREST,
     form: Form::Select,
-    shape: shapes_spatial::interpolate,
+    shape: shapes::interpolate,
     support: Some(support::interpolate),
     ..ROW
 };
 const SHUFFLE: OpInfo = OpInfo {
     attrs: BLOCKS,
     form: Form::Select,
-    shape: shapes_spatial::depth_to_space,
+    shape: shapes::depth_to_space,
     support: Some(support::map),
     ..ROW
 };
-const CONV_TRANSPOSE: OpInfo =
-    OpInfo { attrs: CONV, shape: shapes_spatial::conv_transpose, ..FLOAT_CONV };
+const CONV_TRANSPOSE: OpInfo = OpInfo { attrs: CONV, shape: shapes::conv_transpose, ..FLOAT_CONV };
 
 pub(super) const SPATIAL: &[OpInfo] = &[
     OpInfo {
@@ -79,7 +77,7 @@ pub(super) const SPATIAL: &[OpInfo] = &[
             how if how.blocks_first => Ok(Op::DepthToSpaceCodes(how)),
             _ => Err("mode must be DCR for codes, got CRD".into()),
         },
-        types: shapes_spatial::depth_to_space_codes,
+        types: shapes::depth_to_space_codes,
         ..SHUFFLE
     },
     OpInfo {
@@ -113,12 +111,12 @@ pub(super) const SPATIAL: &[OpInfo] = &[
     OpInfo {
         name: "instance_norm",
         attrs: &[always("eps", AttrType::Float), LAYOUT],
-        tensors: &[role("weight", table::F32, false), role("bias", table::F32, false)],
+        tensors: &[role("weight", F32, false), role("bias", F32, false)],
         build: |a| match a.float("eps")? {
             eps if eps < 0.0 => Err(format!("eps must not be negative, got {eps}").into()),
             eps => Ok(Op::Norm(Norm { over: NormOver::Channels, centered: true, eps })),
         },
-        shape: shapes_sums::norm,
+        shape: shapes::norm,
         support: Some(support::map),
         ..SUM
     },
