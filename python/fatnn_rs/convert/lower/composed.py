@@ -116,7 +116,7 @@ def compose(
     nodes = list(dict.fromkeys(fx_nodes(given)))
     if not nodes or any(ctx.plain(node) is None for node in nodes):
         return None
-    places = {node: _Place(i) for i, node in enumerate(nodes)}
+    places: dict[fx.Node, Any] = {node: _Place(i) for i, node in enumerate(nodes)}
     arguments = fx.node.map_arg(given, places.__getitem__)
     module = _traced(function, arguments, [ctx.shape(node) for node in nodes])
     if module is None:
@@ -173,7 +173,7 @@ def _lowered(
     output = next(node for node in module.graph.nodes if node.op == "output").args[0]
     results = [output] if isinstance(output, fx.Node) else []
     names = {node: f"{outer.name}_{node.name}" for node in module.graph.nodes}
-    names |= {node: outer.name for node in results}
+    names |= dict.fromkeys(results, outer.name)
     made: Any = None
     layer = ctx.layer
     try:

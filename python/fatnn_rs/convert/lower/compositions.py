@@ -23,6 +23,11 @@ __all__ = ["FUNCTIONS", "METHODS", "MODULES"]
 _MAX_COPIES = 64
 
 
+def _along(dim: int, part: slice) -> tuple[slice, ...]:
+    """Return an index that takes a part of one dimension."""
+    return tuple([slice(None)] * dim + [part])
+
+
 def _glu(x: Any, dim: Any = -1) -> Any:
     parts = torch.chunk(x, 2, dim)
     return parts[0] * torch.sigmoid(parts[1])
@@ -188,8 +193,8 @@ def _channel_shuffle(x: Any, groups: Any) -> Any:
 def _diff(x: Any, n: Any = 1, dim: Any = -1, prepend: Any = None, append: Any = None) -> Any:
     if n != 1 or prepend is not None or append is not None:
         return None
-    front: tuple[Any, ...] = (slice(None),) * (dim % rank(x))
-    return x[(*front, slice(1, None))] - x[(*front, slice(None, -1))]
+    at = dim % rank(x)
+    return x[_along(at, slice(1, None))] - x[_along(at, slice(None, -1))]
 
 
 def _logsumexp(x: Any, dim: Any, keepdim: Any = False) -> Any:
@@ -230,7 +235,7 @@ def _sum(x: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) ->
     if not isinstance(dim, int) or dtype is not None:
         return None
     at = dim % rank(x)
-    last = torch.cumsum(x, at)[(*(slice(None),) * at, slice(-1, None))]
+    last = torch.cumsum(x, at)[_along(at, slice(-1, None))]
     return last if keepdim else torch.squeeze(last, at)
 
 
@@ -250,10 +255,10 @@ def _pair(value: Any) -> list[int]:
 
 def _windows(x: Any, dim: int, size: int, step: int, dilation: int = 1) -> list[Any]:
     """Return the elements at each place of windows along a dimension."""
-    front = (slice(None),) * dim
     ends = [(size - 1 - i) * dilation for i in range(size)]
     return [
-        x[(*front, slice(i * dilation, -end if end else None, step))] for i, end in enumerate(ends)
+        x[_along(dim, slice(i * dilation, -end if end else None, step))]
+        for i, end in enumerate(ends)
     ]
 
 

@@ -70,9 +70,9 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
     if composition is not None and not has_hooks(module) and not own:
         copied = clean_copy(module)
         function = functools.partial(composition, copied)
-        made = compose(ctx, function, copied, (args, kwargs), _lower_function)
-        if made is not None:
-            return made
+        composed: Ref | None = compose(ctx, function, copied, (args, kwargs), _lower_function)
+        if composed is not None:
+            return composed
     note = f"{type(module).__name__} is not one of the converted layers"
     rule = "unknown"
     if has_hooks(module):
