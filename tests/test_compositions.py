@@ -21,6 +21,7 @@ class After(nn.Module):
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         self.call = call
+        self.register_buffer("places", torch.tensor([3, 4, 5, 1, 7, 7]))
         self.w = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
 
     def forward(self, x: Tensor) -> Any:
@@ -67,6 +68,11 @@ CASES: dict[str, tuple[Any, bool]] = {
     "softshrink": (nn.Softshrink(0.4), True),
     "celu": (nn.CELU(), True),
     "rrelu": (nn.RReLU(), True),
+    "pad that cuts": (lambda m, y: functional.pad(y, (-1, -2, 3, -1), value=0.5), True),
+    "crop": (lambda m, y: functional.pad(y, (-1, 0, 0, -1)), True),
+    "index_select": (lambda m, y: y.index_select(1, m.places), True),
+    "indices": (lambda m, y: y[:, m.places], True),
+    "list of indices": (lambda m, y: y[:, :, [2, 3, 1]], True),
     "pad": (nn.ZeroPad2d((1, 0, 2, 1)), True),
     "reflection pad": (nn.ReflectionPad2d((1, 0, 2, 1)), True),
     "constant pad": (nn.ConstantPad2d(1, 0.25), True),

@@ -113,11 +113,14 @@ def compose(
     lower_call
         Lowers one node of the composition.
     """
-    nodes = list(dict.fromkeys(fx_nodes(given)))
+    # Constant integers are places of elements; a composition reads their values.
+    indices = {node: ctx.constant(node) for node in fx_nodes(given)}
+    indices = {n: v for n, v in indices.items() if v is not None and v.dtype == torch.int64}
+    nodes = [node for node in dict.fromkeys(fx_nodes(given)) if node not in indices]
     if not nodes or any(ctx.plain(node) is None for node in nodes):
         return None
     places: dict[fx.Node, Any] = {node: _Place(i) for i, node in enumerate(nodes)}
-    arguments = fx.node.map_arg(given, places.__getitem__)
+    arguments = fx.node.map_arg(given, (places | indices).__getitem__)
     module = _traced(function, arguments, [ctx.shape(node) for node in nodes])
     if module is None:
         return None

@@ -15,17 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fatnn_rs.convert.lower import composed_moves as moves
 from fatnn_rs.convert.lower.composed import rank, shape_of
 
 __all__ = ["FUNCTIONS", "METHODS", "MODULES"]
-
-#: A repetition with more copies stays in torch.
-_MAX_COPIES = 64
-
-
-def _along(dim: int, part: slice) -> tuple[slice, ...]:
-    """Return an index that takes a part of one dimension."""
-    return tuple([slice(None)] * dim + [part])
 
 
 def _glu(x: Any, dim: Any = -1) -> Any:
@@ -108,93 +101,11 @@ def _nan_to_num(x: Any, nan: Any = None, posinf: Any = None, neginf: Any = None)
     return torch.where(y == -math.inf, -most if neginf is None else float(neginf), y)
 
 
-def _repeat(x: Any, *sizes: Any) -> Any:
-    counts = list(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else list(sizes)
-    for _ in range(len(counts) - rank(x)):
-        x = torch.unsqueeze(x, 0)
-    if math.prod(counts) > _MAX_COPIES or min(counts, default=1) < 1:
-        return None
-    for dim, count in enumerate(counts):
-        x = torch.cat([x] * count, dim) if count > 1 else x
-    return x + 0 if math.prod(counts) == 1 else x
-
-
-def _tile(x: Any, dims: Any) -> Any:
-    return _repeat(x, *[1] * (rank(x) - len(dims)), *dims)
-
-
-def _repeat_interleave(x: Any, repeats: Any, dim: Any = None, *, output_size: Any = None) -> Any:
-    if not isinstance(repeats, int) or dim is None or not 0 < repeats <= _MAX_COPIES:
-        return None
-    at = dim % rank(x)
-    return torch.flatten(torch.stack([x] * repeats, at + 1), at, at + 1)
-
-
-def _expand_as(x: Any, other: Any) -> Any:
-    return torch.where(other == other, x, x)
-
-
-def _hstack(tensors: Any) -> Any:
-    return torch.cat(tensors, 1) if rank(tensors[0]) > 1 else None
-
-
-def _vstack(tensors: Any) -> Any:
-    return torch.cat(tensors, 0) if rank(tensors[0]) > 1 else None
-
-
-def _tensor_split(x: Any, parts: Any, dim: Any = 0) -> Any:
-    at = dim % rank(x)
-    if not isinstance(parts, int) or at == 0:
-        return None
-    size = shape_of(x)[at]
-    lengths = [size // parts + (i < size % parts) for i in range(parts)]
-    made = torch.split(x, lengths, at)
-    return tuple(made[i] for i in range(parts))
-
-
-def _hsplit(x: Any, parts: Any) -> Any:
-    return _tensor_split(x, parts, 1) if rank(x) > 1 else None
-
-
-def _movedim(x: Any, source: Any, destination: Any) -> Any:
-    from_, to = ([v] if isinstance(v, int) else list(v) for v in (source, destination))
-    n = rank(x)
-    placed = {d % n: s % n for s, d in zip(from_, to, strict=True)}
-    rest = iter(sorted(set(range(n)) - set(placed.values())))
-    return torch.permute(x, [placed[i] if i in placed else next(rest) for i in range(n)])
-
-
-def _squeeze(x: Any, dims: Any = None) -> Any:
-    shape = shape_of(x)
-    found = range(len(shape)) if dims is None else [dim % len(shape) for dim in dims]
-    for dim in sorted(set(found), reverse=True):
-        if shape[dim] == 1:
-            x = torch.squeeze(x, dim)
-    return x
-
-
-def _unflatten(x: Any, dim: Any, sizes: Any) -> Any:
-    shape, at = shape_of(x), dim % rank(x)
-    sizes = list(sizes)
-    if at == 0:
-        return None
-    if -1 in sizes:
-        known = -math.prod(sizes)
-        sizes[sizes.index(-1)] = shape[at] // known
-    return torch.reshape(x, (-1, *shape[1:at], *sizes, *shape[at + 1 :]))
-
-
-def _channel_shuffle(x: Any, groups: Any) -> Any:
-    _, channels, *rest = shape_of(x)
-    y = torch.reshape(x, (-1, groups, channels // groups, *rest))
-    return torch.reshape(torch.transpose(y, 1, 2), (-1, channels, *rest))
-
-
 def _diff(x: Any, n: Any = 1, dim: Any = -1, prepend: Any = None, append: Any = None) -> Any:
     if n != 1 or prepend is not None or append is not None:
         return None
     at = dim % rank(x)
-    return x[_along(at, slice(1, None))] - x[_along(at, slice(None, -1))]
+    return x[moves.along(at, slice(1, None))] - x[moves.along(at, slice(None, -1))]
 
 
 def _logsumexp(x: Any, dim: Any, keepdim: Any = False) -> Any:
@@ -235,7 +146,7 @@ def _sum(x: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) ->
     if not isinstance(dim, int) or dtype is not None:
         return None
     at = dim % rank(x)
-    last = torch.cumsum(x, at)[_along(at, slice(-1, None))]
+    last = torch.cumsum(x, at)[moves.along(at, slice(-1, None))]
     return last if keepdim else torch.squeeze(last, at)
 
 
@@ -247,39 +158,6 @@ def _matvec(x: Any, vector: Any) -> Any:
     if rank(vector) != 1 or rank(x) < 2:
         return None
     return torch.squeeze(torch.matmul(x, torch.unsqueeze(vector, -1)), -1)
-
-
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
-
-
-def _windows(x: Any, dim: int, size: int, step: int, dilation: int = 1) -> list[Any]:
-    """Return the elements at each place of windows along a dimension."""
-    ends = [(size - 1 - i) * dilation for i in range(size)]
-    return [
-        x[_along(dim, slice(i * dilation, -end if end else None, step))]
-        for i, end in enumerate(ends)
-    ]
-
-
-def _unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
-    kernel, steps, each, around = (_pair(v) for v in (kernel_size, stride, dilation, padding))
-    if rank(x) != 4 or math.prod(kernel) > _MAX_COPIES:
-        return None
-    if any(around):
-        x = functional.pad(x, [around[1], around[1], around[0], around[0]])
-    taps = [
-        tap
-        for row in _windows(x, 2, kernel[0], steps[0], each[0])
-        for tap in _windows(row, 3, kernel[1], steps[1], each[1])
-    ]
-    return torch.flatten(torch.flatten(torch.stack(taps, 2), 3, 4), 1, 2)
-
-
-def _sliding(x: Any, dimension: Any, size: Any, step: Any) -> Any:
-    if size > _MAX_COPIES:
-        return None
-    return torch.stack(_windows(x, dimension % rank(x), size, step), rank(x))
 
 
 def _softsign(x: Any) -> Any:
@@ -338,19 +216,19 @@ _NAMED: dict[str, Callable[..., Any]] = {
     "isinf": _isinf,
     "isfinite": _isfinite,
     "nan_to_num": _nan_to_num,
-    "repeat": _repeat,
-    "tile": _tile,
-    "repeat_interleave": _repeat_interleave,
-    "expand_as": _expand_as,
-    "hstack": _hstack,
-    "vstack": _vstack,
-    "tensor_split": _tensor_split,
-    "hsplit": _hsplit,
-    "movedim": _movedim,
-    "moveaxis": _movedim,
-    "squeeze": _squeeze,
-    "unflatten": _unflatten,
-    "channel_shuffle": _channel_shuffle,
+    "repeat": moves.repeat,
+    "tile": moves.tile,
+    "repeat_interleave": moves.repeat_interleave,
+    "expand_as": moves.expand_as,
+    "hstack": moves.hstack,
+    "vstack": moves.vstack,
+    "tensor_split": moves.tensor_split,
+    "hsplit": moves.hsplit,
+    "movedim": moves.movedim,
+    "moveaxis": moves.movedim,
+    "squeeze": moves.squeeze,
+    "unflatten": moves.unflatten,
+    "channel_shuffle": moves.channel_shuffle,
     "diff": _diff,
     "logsumexp": _logsumexp,
     "one_hot": _one_hot,
@@ -360,6 +238,8 @@ _NAMED: dict[str, Callable[..., Any]] = {
     "all": _all,
     "sum": _sum,
     "pow": _cube,
+    "pad": moves.pad,
+    "index_select": moves.index_select,
     "matmul": _matvec,
     "mv": _matvec,
     "softsign": _softsign,
@@ -383,7 +263,8 @@ def _functions() -> dict[Any, Callable[..., Any]]:
             if overload in ("default", "Tensor", "Scalar", "other", "dim", "dims", "self_int"):
                 found.setdefault(getattr(packet, overload), composed)
     found[functional.threshold] = _threshold
-    found[functional.unfold] = _unfold
+    found[functional.unfold] = moves.unfold
+    found[operator.getitem] = moves.getitem
     return found
 
 
@@ -397,7 +278,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 #: Tensor methods → composition.
 METHODS: dict[str, Callable[..., Any]] = {
     **{name: composed for name, composed in _NAMED.items() if hasattr(torch.Tensor, name)},
-    "unfold": _sliding,
+    "unfold": moves.sliding,
 }
 
 
@@ -426,8 +307,8 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Softshrink: lambda m, x: _softshrink(x, m.lambd),
     nn.CELU: lambda m, x: _celu(x, m.alpha),
     nn.RReLU: lambda m, x: _rrelu(x, m.lower, m.upper),
-    nn.Unflatten: lambda m, x: _unflatten(x, m.dim, m.unflattened_size),
-    nn.ChannelShuffle: lambda m, x: _channel_shuffle(x, m.groups),
-    nn.Unfold: lambda m, x: _unfold(x, m.kernel_size, m.dilation, m.padding, m.stride),
+    nn.Unflatten: lambda m, x: moves.unflatten(x, m.dim, m.unflattened_size),
+    nn.ChannelShuffle: lambda m, x: moves.channel_shuffle(x, m.groups),
+    nn.Unfold: lambda m, x: moves.unfold(x, m.kernel_size, m.dilation, m.padding, m.stride),
     **dict.fromkeys(_PADS, _padding),
 }
