@@ -68,7 +68,7 @@ pub fn conv2d_int8(
             return depthwise::Geometry::new(weights, shape)?.run(
                 depthwise::Input::of(x),
                 &layer,
-                out,
+                depthwise::Output::Floats(out),
             );
         }
         let geometry = Geometry::new(weights, shape)?;

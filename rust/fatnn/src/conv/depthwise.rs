@@ -6,11 +6,13 @@
 //! *columns*, which kernels read at a constant distance ([`crate::kernels::depthwise`]).
 
 mod input;
+mod output;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 pub(crate) use self::input::{Input, InputLines, Lines};
+pub(crate) use self::output::{LineQuantizer, Output};
 use super::ConvShape;
 use super::int8::Constants;
 use crate::epilogue::Elementwise;
@@ -75,6 +77,8 @@ struct Scratch {
     repeated: Vec<f32>,
     /// Lines of the input that were made on the way.
     made: Vec<f32>,
+    /// Lines of the output that are quantized next.
+    floats: Vec<f32>,
 }
 
 thread_local! {
@@ -85,6 +89,7 @@ thread_local! {
             offsets: Vec::new(),
             repeated: Vec::new(),
             made: Vec::new(),
+            floats: Vec::new(),
         })
     };
 }
@@ -172,28 +177,48 @@ impl Geometry {
             + self.steps as u128 * layout.rows as u128 * 8
     }
 
+    /// Bytes of the output lines that a thread computes before it quantizes them.
+    pub fn output_bytes(&self) -> u128 {
+        (self.lines as u128 * self.output[1] as u128 * self.channels as u128)
+            .saturating_mul(size_of::<f32>() as u128)
+    }
+
     /// Runs the convolution on pixels whose channels are last.
-    pub fn run(&self, x: Input<'_>, layer: &Layer<'_>, out: &mut [f32]) -> Result<()> {
+    pub fn run(&self, x: Input<'_>, layer: &Layer<'_>, out: Output<'_>) -> Result<()> {
         let (inputs, [_, width]) = (layer.weights.shape().channels, self.output);
         let elements = self.shape.size("input", self.shape.input, inputs)?;
         match x.lines {
             InputLines::Here(x) => check_len("input", elements, x.len())?,
             InputLines::Made(images, _) => check_len("images", self.shape.batch, images)?,
         }
-        check_len("output", self.shape.size("output", self.output, self.channels)?, out.len())?;
-        if out.is_empty() {
+        let outputs = self.shape.size("output", self.output, self.channels)?;
+        out.check(outputs / self.channels, self.channels)?;
+        if outputs == 0 {
             return Ok(());
         }
         if elements > 0 {
             self.check_unread(x, inputs)?;
         }
         // A product costs more than a dense one, and every value is quantized and finished.
-        let cost = out
-            .len()
+        let cost = outputs
             .saturating_mul(layer.weights.shape().reduction().saturating_mul(4).saturating_add(64));
-        parallel::try_for_each_rows(out, width * self.channels, self.lines, cost, |first, out| {
+        let run = |first, out: Output<'_>| {
             SCRATCH.with_borrow_mut(|scratch| self.lines(x, layer, first, scratch, out))
-        })
+        };
+        let (line, granularity) = (width * self.channels, self.lines);
+        match out {
+            Output::Floats(out) => {
+                parallel::try_for_each_rows(out, line, granularity, cost, |first, out| {
+                    run(first, Output::Floats(out))
+                })
+            }
+            Output::Codes(out, to) => {
+                let line = width * to.layout.pixel_bytes();
+                parallel::try_for_each_rows(out, line, granularity, cost, |first, out| {
+                    run(first, Output::Codes(out, to))
+                })
+            }
+        }
     }
 
     /// Looks for NaN in rows that no window reads: an input with NaN is refused wherever it is.
@@ -228,11 +253,11 @@ impl Geometry {
         layer: &Layer<'_>,
         first: usize,
         scratch: &mut Scratch,
-        out: &mut [f32],
+        mut out: Output<'_>,
     ) -> Result<()> {
         let (layout, [height, width]) = (self.kernel.layout(), self.output);
         let line = width * self.channels;
-        let end = first + out.len() / line;
+        let end = first + out.pixels(self.channels) / width;
         let rows =
             CacheLine::bytes_mut(CacheLine::grow(&mut scratch.rows, (self.slots + 1) * self.row)?);
         let column = self.steps * layout.step_bytes();
@@ -254,7 +279,8 @@ impl Geometry {
             let buffers = [&mut scratch.repeated, &mut scratch.made];
             self.fill_ring(x, layer, (image, top), &mut ring_state, buffers, rows)?;
             self.offsets(top, count, &mut scratch.offsets)?;
-            let out = &mut out[(at - first) * line..][..count * line];
+            let range = (at - first) * width..(at - first + count) * width;
+            let floats = out.floats(range.clone(), self.channels, &mut scratch.floats)?;
             for panel in layer.weights.panels(0) {
                 let source = Rows {
                     bytes: rows,
@@ -288,11 +314,12 @@ impl Geometry {
                     line,
                     finish,
                 };
-                self.kernel.multiply(&product, &mut out[panel.first..]);
+                self.kernel.multiply(&product, &mut floats[panel.first..]);
                 let block = layout.block * layout.element.bytes();
                 scratch.offsets.iter_mut().for_each(|offset| *offset += block);
             }
-            apply_all(layer.post, out, self.channels)?;
+            apply_all(layer.post, floats, self.channels)?;
+            out.store(range, at * width, self.channels, &scratch.floats)?;
             at += count;
         }
         Ok(())

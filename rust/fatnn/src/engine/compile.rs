@@ -179,10 +179,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn operation(&self, fused: &FusedNode) -> Result<Box<dyn Operation>, (usize, BuildError)> {
-        let mut post = Vec::new();
-        for &node in &fused.elementwise {
-            post.push(elementwise_of(self.view(node)).map_err(|e| (node, e))?);
-        }
+        let post = self.elementwise(&fused.elementwise)?;
         let shortcut = match &fused.shortcut {
             None => None,
             Some(inner) => {
@@ -198,6 +195,12 @@ impl<'a> Compiler<'a> {
         self.build(fused, post, shortcut).map_err(|e| (fused.node, e))
     }
 
+    /// Elementwise functions of nodes. An error comes with the number of its node.
+    fn elementwise(&self, nodes: &[usize]) -> Result<Vec<Elementwise>, (usize, BuildError)> {
+        let of = |&node: &usize| elementwise_of(self.view(node)).map_err(|e| (node, e));
+        nodes.iter().map(of).collect()
+    }
+
     fn build(
         &self,
         fused: &FusedNode,
@@ -211,7 +214,7 @@ impl<'a> Compiler<'a> {
         Ok(match &view.node.op {
             Op::Conv(conv) => self.float_conv(view, conv, post)?,
             Op::Linear => self.linear(view, post)?,
-            Op::ConvInt8(_) | Op::LinearInt8 => self.int8(fused, post)?,
+            Op::ConvInt8(_) | Op::LinearInt8 => self.int8(fused, post, None)?,
             Op::MaxPool(pool) => Box::new(max_pool(pool)),
             Op::AvgPool { pool, count_include_pad, divisor } => {
                 let divisor = usize::try_from(*divisor).map_err(|e| e.to_string())?;
@@ -309,6 +312,9 @@ impl<'a> Compiler<'a> {
             | Op::Where
             | Op::Cast { .. }
             | Op::Cumsum { .. } => integers::operation(view, &types, self.types[fused.node])?,
+            Op::Quantize { .. } if let Some(source) = &fused.source => {
+                self.depthwise_to_codes(fused, source)?
+            }
             Op::Quantize { .. } => {
                 let thresholds = memory::copied("thresholds", view.floats("steps")?)?;
                 let before = self.before(fused)?;

@@ -15,8 +15,8 @@ pub(crate) struct FusedNode {
     pub bounds: Option<usize>,
     /// Elementwise functions of its input, in the order in which they run.
     pub before: Vec<usize>,
-    /// The convolution that computes its input line by line. If set, the first input is that
-    /// convolution's input.
+    /// The convolution that computes its input line by line: a 1×1 convolution before a depthwise
+    /// one, or a depthwise one before a quantizer. If set, the first input is that convolution's.
     pub source: Option<Box<FusedNode>>,
     /// Elementwise functions of its output, in the order in which they run.
     pub elementwise: Vec<usize>,

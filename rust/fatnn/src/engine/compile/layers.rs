@@ -6,7 +6,7 @@ use crate::conv::depthwise::UNBOUNDED;
 use crate::conv::{Constants, Int8Epilogue};
 use crate::engine::fused::FusedNode;
 use crate::engine::ops::conv::{Epilogue, Shortcut, TernaryConv};
-use crate::engine::ops::depthwise::{DepthwiseConv, Source as LineSource};
+use crate::engine::ops::depthwise::{DepthwiseConv, OutputQuantizer, Source as LineSource};
 use crate::engine::ops::elementwise::{elementwise_of, optional_constants};
 use crate::engine::ops::int8::Int8Conv;
 use crate::engine::ops::linear::FloatConv;
@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::graph::op::{self, CodesConv, Op};
 use crate::graph::{BuildError, ConvParams, NodeView, Tensor};
 use crate::kernels::{self, Kernel, LayerShape, OperandTypes, Operands};
+use crate::memory;
 use crate::pack::{PackedWeights, WeightShape};
 
 impl Compiler<'_> {
@@ -47,7 +48,27 @@ impl Compiler<'_> {
         Ok(Box::new(FloatConv::new(weight, [n, c, 1, 1], bias, ConvParams::ONE, 1, 0)?.with(post)))
     }
 
-    pub(super) fn int8(&self, fused: &FusedNode, post: Vec<Elementwise>) -> OpResult {
+    /// A depthwise convolution whose floats only the quantizer `fused` reads.
+    pub(super) fn depthwise_to_codes(&self, fused: &FusedNode, source: &FusedNode) -> OpResult {
+        let post = self.elementwise(&source.elementwise).map_err(|(_, error)| error)?;
+        let (node, conv) = (&self.graph.nodes[fused.node], &self.graph.nodes[source.node]);
+        let quantizer = OutputQuantizer {
+            conv_name: conv.name.clone(),
+            conv_label: conv.label(),
+            label: node.label(),
+            thresholds: memory::copied("thresholds", self.view(fused.node).floats("steps")?)?,
+            layout: self.layout(fused.node)?,
+        };
+        self.int8(source, post, Some(quantizer))
+    }
+
+    /// An int8 layer. A quantizer is only given for a depthwise convolution.
+    pub(super) fn int8(
+        &self,
+        fused: &FusedNode,
+        post: Vec<Elementwise>,
+        quantizer: Option<OutputQuantizer>,
+    ) -> OpResult {
         let (view, pool) = (self.view(fused.node), fused.max_pool);
         let Some(Tensor::I8(shape, weight)) = view.tensor("weight") else {
             return Err("tensor \"weight\" must be int8".into());
@@ -95,6 +116,7 @@ impl Compiler<'_> {
                 before,
                 source,
                 post,
+                quantizer,
             }));
         }
         let pool = pool.and_then(|node| match &self.graph.nodes[node].op {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::conv::depthwise::{Geometry, Input, InputLines, Layer, Lines, UNBOUNDED};
+use crate::codec::CodesLayout;
+use crate::conv::depthwise::{
+    Geometry, Input, InputLines, Layer, LineQuantizer, Lines, Output, UNBOUNDED,
+};
 use crate::conv::tiled::FloatSink;
 use crate::conv::{self, Constants, Padded};
 use crate::engine::ops::conv::TernaryConv;
@@ -30,6 +33,20 @@ pub(crate) struct DepthwiseConv {
     pub source: Option<Source>,
     /// Elementwise functions of its output.
     pub post: Vec<Elementwise>,
+    /// The quantizer that is the only reader of its floats. If set, its output is codes.
+    pub quantizer: Option<OutputQuantizer>,
+}
+
+/// A quantizer that runs on the output lines of a depthwise convolution.
+#[derive(Debug)]
+pub(crate) struct OutputQuantizer {
+    /// Name of the convolution's node; the operation has the name of the quantizer's.
+    pub conv_name: String,
+    /// Name of the convolution in error messages.
+    pub conv_label: String,
+    pub label: String,
+    pub thresholds: Vec<f32>,
+    pub layout: CodesLayout,
 }
 
 /// A 1×1 convolution whose floats only the depthwise convolution reads.
@@ -51,6 +68,13 @@ impl DepthwiseConv {
         conv.sizes(&dims).map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })
     }
 
+    fn value(&self, dims: Dims) -> Value {
+        match &self.quantizer {
+            None => Value::float(dims),
+            Some(quantizer) => Value::codes(dims, quantizer.layout),
+        }
+    }
+
     fn sizes(&self, dims: &Dims) -> Result<(Geometry, Dims)> {
         let channels = self.weights.shape().out_channels;
         let geometry = Geometry::new(&self.weights, &self.window.over(dims))?;
@@ -62,6 +86,7 @@ impl DepthwiseConv {
 impl Operation for DepthwiseConv {
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
         let source = self.source.iter().flat_map(|source| source.conv.products(&source.name));
+        let name = self.quantizer.as_ref().map_or(name, |quantizer| &quantizer.conv_name);
         source
             .chain([(name, self.weights.kernel().name(), self.weights.as_bytes().len())])
             .collect()
@@ -88,7 +113,11 @@ impl Operation for DepthwiseConv {
         if self.source.is_some() || !self.before.is_empty() {
             cost.bytes = cost.bytes.saturating_add(geometry.strip_bytes(dims.channels));
         }
-        Ok((Value::float(out), cost))
+        if let Some(quantizer) = &self.quantizer {
+            check_len("channels", quantizer.layout.channels(), out.channels)?;
+            cost.bytes = cost.bytes.saturating_add(geometry.output_bytes());
+        }
+        Ok((self.value(out), cost))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
@@ -116,7 +145,7 @@ impl Operation for DepthwiseConv {
             (clamp, rest) = (bounds, rest + 1);
         }
         Ok((
-            Value::float(out),
+            self.value(out),
             Box::new(DepthwiseStep { conv: self, geometry, read, strips, constants, clamp, rest }),
         ))
     }
@@ -138,13 +167,28 @@ struct DepthwiseStep {
 
 impl ExecutableOp for DepthwiseStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let Some(OutputQuantizer { conv_label, label, thresholds, layout, .. }) =
+            &self.conv.quantizer
+        else {
+            return self.run_to(inputs, Output::Floats(out.floats()));
+        };
+        let to = LineQuantizer { label, thresholds, layout: *layout };
+        self.run_to(inputs, Output::Codes(out.codes(), to)).map_err(|error| match error {
+            Error::Node { .. } => error,
+            other => Error::Node { node: conv_label.clone(), source: Box::new(other) },
+        })
+    }
+}
+
+impl DepthwiseStep {
+    fn run_to(&self, inputs: &[Slice<'_>], out: Output<'_>) -> Result<()> {
         let (conv, post) = (&*self.conv, &self.conv.post[self.rest..]);
         let (weights, constants) = (&conv.weights, &self.constants);
         let layer = Layer { weights, constants, bounds: conv.bounds, clamp: self.clamp, post };
         let before = conv.before.as_slice();
         let Some(source) = &conv.source else {
             let input = Input { lines: InputLines::Here(inputs[0].floats()), before };
-            return self.geometry.run(input, &layer, out.floats());
+            return self.geometry.run(input, &layer, out);
         };
         let (source, codes) = (&*source.conv, inputs[0].codes());
         let lines = SourceLines {
@@ -156,7 +200,7 @@ impl ExecutableOp for DepthwiseStep {
             floats: self.read.map[1] * self.read.channels,
         };
         let input = Input { lines: InputLines::Made(self.read.images, &lines), before };
-        self.geometry.run(input, &layer, out.floats())
+        self.geometry.run(input, &layer, out)
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod fuse_before;
 mod fuse_bounds;
+mod fuse_depthwise;
 mod fuse_elementwise;
 mod fuse_max_pool;
 mod fuse_quantizer;
@@ -71,6 +72,7 @@ pub(crate) const PASSES: &[Pass] = &[
     Pass { name: "fuse_quantizer", apply: fuse_quantizer::apply },
     Pass { name: "fuse_before", apply: fuse_before::apply },
     Pass { name: "fuse_source", apply: fuse_source::apply },
+    Pass { name: "fuse_depthwise", apply: fuse_depthwise::apply },
 ];
 
 /// A pass that was refused at a node.
@@ -94,8 +96,8 @@ pub(crate) fn run(graph: &mut FusedGraph<'_>) -> Vec<Refusal> {
             }
         }
     }
-    // Drop refusals of nodes that a later pass fused.
-    refused.retain(|refusal| graph.node(refusal.node).is_some());
+    // Drop refusals of nodes that a later pass fused, or into which it fused their producer.
+    refused.retain(|refusal| graph.node(refusal.node).is_some_and(|node| node.source.is_none()));
     refused
 }
 

@@ -1,0 +1,98 @@
+//! Where the output of a depthwise convolution goes.
+
+use std::ops::Range;
+
+use crate::codec::CodesLayout;
+use crate::error::{Error, Result, check_len};
+use crate::quantize::{PixelOrder, quantize};
+use crate::{memory, parallel};
+
+/// A quantizer that reads output lines while they are in cache.
+#[derive(Clone, Copy)]
+pub(crate) struct LineQuantizer<'a> {
+    /// Name used in error messages.
+    pub label: &'a str,
+    pub thresholds: &'a [f32],
+    pub layout: CodesLayout,
+}
+
+impl LineQuantizer<'_> {
+    /// Quantizes pixels, the first of which is number `first` of all images.
+    fn quantize(&self, floats: &[f32], first: usize, out: &mut [u8]) -> Result<()> {
+        let (pixels, order) = (out.len() / self.layout.pixel_bytes(), PixelOrder::ChannelsLast);
+        // The floats are borrowed from this thread's memory, so no other work may start here.
+        parallel::on_this_thread(|| {
+            quantize(floats, 1, pixels, order, self.thresholds, self.layout, out)
+        })
+        .map_err(|error| {
+            let source = match error {
+                Error::NotANumber { what, index } => {
+                    Error::NotANumber { what, index: first * self.layout.channels() + index }
+                }
+                other => other,
+            };
+            Error::Node { node: self.label.to_owned(), source: Box::new(source) } // small: a name
+        })
+    }
+}
+
+/// The output of a depthwise convolution, or a part of it in whole lines; channels last.
+pub(crate) enum Output<'a> {
+    Floats(&'a mut [f32]),
+    /// Codes of a quantizer that is the only reader of the floats.
+    Codes(&'a mut [u8], LineQuantizer<'a>),
+}
+
+impl Output<'_> {
+    /// Checks that it has room for `pixels` pixels.
+    pub(super) fn check(&self, pixels: usize, channels: usize) -> Result<()> {
+        match self {
+            Output::Floats(out) => check_len("output", pixels * channels, out.len()),
+            Output::Codes(out, to) => {
+                check_len("channels of the codes", channels, to.layout.channels())?;
+                let bytes = pixels.saturating_mul(to.layout.pixel_bytes());
+                check_len("packed codes of the output", bytes, out.len())
+            }
+        }
+    }
+
+    /// Number of its pixels.
+    pub(super) fn pixels(&self, channels: usize) -> usize {
+        match self {
+            Output::Floats(out) => out.len() / channels,
+            Output::Codes(out, to) => out.len() / to.layout.pixel_bytes(),
+        }
+    }
+
+    /// Memory for the floats of some of its pixels: its own, or else `scratch`.
+    pub(super) fn floats<'b>(
+        &'b mut self,
+        pixels: Range<usize>,
+        channels: usize,
+        scratch: &'b mut Vec<f32>,
+    ) -> Result<&'b mut [f32]> {
+        match self {
+            Output::Floats(out) => Ok(&mut out[pixels.start * channels..pixels.end * channels]),
+            Output::Codes(..) => {
+                let count = pixels.len() * channels;
+                memory::grow("output lines of a convolution", scratch, count, 0.0)?;
+                Ok(&mut scratch[..count])
+            }
+        }
+    }
+
+    /// Quantizes the floats that were written to `scratch`, if it holds codes. `first` is the
+    /// number of the first of these pixels among those of all images.
+    pub(super) fn store(
+        &mut self,
+        pixels: Range<usize>,
+        first: usize,
+        channels: usize,
+        scratch: &[f32],
+    ) -> Result<()> {
+        let Output::Codes(out, to) = self else { return Ok(()) };
+        let (bytes, count) = (to.layout.pixel_bytes(), pixels.len() * channels);
+        let out = &mut out[pixels.start * bytes..pixels.end * bytes];
+        to.quantize(&scratch[..count], first, out)
+    }
+}
