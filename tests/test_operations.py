@@ -19,6 +19,7 @@ ALLOWED = {
     ("convert/lower/functions.py", "_ARITHMETIC"),  # names of torch's functions and methods
     ("convert/lower/reductions.py", "_BY_NAME"),  # names of methods
     ("convert/lower/rearrange.py", "METHODS"),  # rows of the lowering, by methods of tensors
+    ("convert/lower/compositions.py", "_NAMED"),  # names of functions and methods
     ("convert/lower/functions.py", "_OPERATORS"),  # names of Python's operators
     ("convert/capture_fx.py", "_IN_PLACE"),
     ("convert/lower/masks.py", "_COMPARISONS"),  # rows of the lowering, by names of methods

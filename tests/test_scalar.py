@@ -28,6 +28,7 @@ ATTRS: dict[str, list[dict[str, Any]]] = {
     "clamp_min": [{"min": 0.0}, {"min": -0.7}],
     "clamp_max": [{"max": 0.0}, {"max": 0.7}],
     "elu": [{"alpha": 0.3}],
+    "pow": [{"exponent": e} for e in (4.0, 5.0, -3.0, 1.5, -0.375, 2.0**30)],
     "softplus": [{"beta": 0.5, "threshold": 3.0}, {"beta": 2.0, "threshold": 40.0}],
 }
 

@@ -361,17 +361,29 @@ def test_computed_sizes_hold_the_inputs() -> None:
         net(torch.randn(1, 3, 7, 5))
 
 
-@pytest.mark.parametrize("factor", [1.1, 1.3, 2.1, 2.4])
-def test_factors_by_which_torch_depends_on_memory_stay_with_it(factor: float) -> None:
-    model = Between(nn.Upsample(scale_factor=factor), 2)
-    for size in ((2, 3), (2, 140)):
-        x = torch.randn(1, 3, *size)
-        fresh = Between(nn.Upsample(scale_factor=factor), 2)
-        fresh.load_state_dict(model.state_dict())
-        for inputs in (x, x.contiguous(memory_format=torch.channels_last)):
-            net = exact(ready(fresh, inputs) if fresh.training else fresh, inputs)
-        row = next(row for row in net.report.rows if row.op == "interpolate_nearest")
-        assert row.runs == "torch"
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("channels", [3, 8])
+@pytest.mark.parametrize("factor", [1.1, 1.3, 2.1, 2.4, (1.1, 2.1)])
+def test_factors_by_which_torch_depends_on_memory(
+    factor: float, channels: int, quantized: bool, tmp_path: Path
+) -> None:
+    """Torch ignores a factor near 1 or 2 for small outputs, and for many channels last."""
+    call = nn.Upsample(scale_factor=factor)
+    model = Between(call, 2, channels, channels) if quantized else Float(2, channels, call)
+    formats = (torch.contiguous_format, torch.channels_last)
+    ready(model, torch.randn(1, 3, 6, 7))
+    sizes = ((2, 3), (9, 5), (3, 140), (127, 2), (9, 120))
+    for i, order in enumerate(formats):
+        inputs = [torch.randn(1, 3, *size).contiguous(memory_format=order) for size in sizes]
+        net = exact(model, inputs[0], tuple(inputs[1:]))
+        row = next(row for row in net.report.rows if row.op.startswith("interpolate_nearest"))
+        assert row.runs != "torch"
+        fatnn.save(net, tmp_path / f"{i}")
+        if quantized:
+            continue
+        for x in inputs:
+            made = fatnn.load_numpy(tmp_path / f"{i}")(x.numpy())
+            np.testing.assert_array_equal(made, model(x).detach().numpy())
 
 
 @pytest.mark.parametrize("groups", [1, 2])

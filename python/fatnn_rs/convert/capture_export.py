@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional
+from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.contained import register_contained
@@ -265,6 +266,25 @@ def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]
             del _MARKED[name]
 
 
+@contextmanager
+def _masks_not_read() -> Iterator[None]:
+    """Let torch's transformers ask for no value of a mask while they are exported.
+
+    Without ``is_causal``, they compare the mask with a causal one to find out. Where that is
+    unknown, the mask is read as any other, with the same result.
+    """
+    detect = transformer._detect_is_causal_mask
+
+    def asked(mask: Any, is_causal: Any = None, size: Any = None) -> bool:
+        return is_causal is True
+
+    try:
+        transformer._detect_is_causal_mask = asked
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
+
+
 def _export(
     model: nn.Module, arguments: tuple[Any, ...], dynamic: bool
 ) -> tuple[fx.GraphModule, Callable[..., Any], bool]:
@@ -278,7 +298,7 @@ def _export(
             {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
             for value in arguments
         )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _masks_not_read():
         warnings.simplefilter("ignore")
         program = torch.export.export(model, arguments, dynamic_shapes=shapes, strict=False)
         exported: Any = program.module(check_guards=False)
@@ -294,8 +314,12 @@ def _export(
 _TRIED = 130
 
 
-#: Pattern of export's guards that only bound a size.
-_BOUND = r"L\[.*\]\.size\(\)\[\d+\] (<=|<|>=|>) \d+|\d+ (<=|<|>=|>) L\[.*\]\.size\(\)\[\d+\]"
+#: A guard that bounds a size, in the words of export; or that all batches have one size, which is
+#: how batch sizes are tried.
+_SIZE = r"L\[[^\]]*\]\.size\(\)"
+_BOUND = (
+    rf"{_SIZE}\[\d+\] (<=|<|>=|>) \d+|\d+ (<=|<|>=|>) {_SIZE}\[\d+\]|{_SIZE}\[0\] == {_SIZE}\[0\]"
+)
 
 
 def _batch_range(

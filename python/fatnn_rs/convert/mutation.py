@@ -29,13 +29,13 @@ _VIEW_OR_COPY = frozenset(
         "reshape_as",
         "flatten",
         "ravel",
-        "to",
-        "type",
-        "type_as",
-        "float",
         "expand_copy",
     }
 )
+
+#: Conversions, which return their input if it has the type already: sizes decide only with a memory
+#: format.
+_CONVERSIONS = frozenset({"to", "type", "type_as", "float"})
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,9 @@ class Aliases:
                 if isinstance(node.target, str)
                 else getattr(node.target, "__name__", "")
             )
-            if str(name).split(".")[0] in _VIEW_OR_COPY:
+            name = str(name).split(".")[0]
+            formatted = name in _CONVERSIONS and node.kwargs.get("memory_format") is not None
+            if name in _VIEW_OR_COPY or formatted:
                 memory = self._seen[node].memory.union(
                     *(self._seen[n].memory for n in node.all_input_nodes)
                 )

@@ -161,6 +161,21 @@ SCALARS: dict[str, ScalarFunction] = {
     "tanh": _plain(torch.tanh, nn.Tanh, also=(functional.tanh,)),
     "silu": _plain(functional.silu, nn.SiLU),
     "mish": _plain(functional.mish, nn.Mish),
+    "floor": _plain(torch.floor, nondecreasing=True),
+    "ceil": _plain(torch.ceil, nondecreasing=True),
+    "round": _plain(torch.round, nondecreasing=True),
+    "trunc": _plain(torch.trunc, also=(torch.fix,), methods=("fix",), nondecreasing=True),
+    "frac": _plain(torch.frac),
+    "sign": _plain(torch.sign),
+    "expm1": _plain(torch.expm1, also=(torch.special.expm1,)),
+    "exp2": _plain(torch.exp2, also=(torch.special.exp2,)),
+    "log1p": _plain(torch.log1p, also=(torch.special.log1p,)),
+    "log2": _plain(torch.log2),
+    "log10": _plain(torch.log10),
+    "erf": _plain(torch.erf, also=(torch.special.erf,)),
+    "selu": _plain(functional.selu, nn.SELU, also=(torch.selu,)),
+    "log_sigmoid": _plain(functional.logsigmoid, nn.LogSigmoid),
+    "pow": ScalarFunction(torch.pow, (), attrs={"exponent": None}),
     "gelu": ScalarFunction(functional.gelu, ()),
     "gelu_tanh": ScalarFunction(_gelu_tanh, ()),
     "elu": ScalarFunction(
@@ -240,6 +255,10 @@ _POWERS: tuple[tuple[float, Any], ...] = (
 )
 
 
+#: Exponents for which torch multiplies; they are compositions, if any.
+_COMPOSED_POWERS = (0, 3, -2)
+
+
 def _power(exponent: Any) -> str | None:
     """Return the operation that a power becomes, or None."""
     found = [
@@ -255,6 +274,8 @@ def power(ctx: Lowering, input: Any, exponent: Any) -> Ref | None:
     op, name = _power(exponent), ctx.value(input)
     if exponent == 1 and not isinstance(exponent, bool) and name is not None:
         return Ref(name)
+    if op is None and type(exponent) in (int, float) and exponent not in _COMPOSED_POWERS:
+        return _emit(ctx, "pow", input, (exponent,), {})
     return None if op is None else _emit(ctx, op, input, (), {})
 
 

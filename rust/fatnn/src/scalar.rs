@@ -91,6 +91,61 @@ pub enum Scalar {
     },
     /// `x * tanh(ln(1 + e^x))`.
     Mish,
+    /// The largest integer that is not larger.
+    Floor,
+    /// The smallest integer that is not smaller.
+    Ceil,
+    /// The nearest integer; halves go to the even one.
+    Round,
+    /// The integer towards 0.
+    Trunc,
+    /// `x - trunc(x)`.
+    Frac,
+    /// -1, 0 or 1; 0 of NaN.
+    Sign,
+    /// `e^x - 1`.
+    Expm1,
+    /// `2^x`.
+    Exp2,
+    /// The natural logarithm of `1 + x`.
+    Log1p,
+    /// The logarithm to base 2.
+    Log2,
+    /// The logarithm to base 10.
+    Log10,
+    /// The error function.
+    Erf,
+    /// ELU with fixed limit and factor.
+    Selu,
+    /// `-ln(1 + e^-x)`.
+    LogSigmoid,
+    /// `x^exponent`.
+    Pow {
+        /// The exponent.
+        exponent: f32,
+    },
+}
+
+/// What a power of a negative number is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parity {
+    /// That of its magnitude.
+    Even,
+    /// The negative one of its magnitude.
+    Odd,
+    /// No number.
+    Fraction,
+}
+
+impl Parity {
+    /// The parity of an exponent. Floats from 2^24 on are even integers.
+    fn of(exponent: f32) -> Self {
+        match exponent.abs() % 2.0 {
+            0.0 => Parity::Even,
+            1.0 => Parity::Odd,
+            _ => Parity::Fraction,
+        }
+    }
 }
 
 /// A comparison of two numbers. With NaN, only [`Comparison::Ne`] is true.
@@ -174,6 +229,24 @@ impl Scalar {
                 wide!(values, x => math::softplus(x, beta, threshold));
             }
             Scalar::Mish => wide!(values, x => math::mish(x)),
+            Scalar::Floor => each(values, f32::floor),
+            Scalar::Ceil => each(values, f32::ceil),
+            Scalar::Round => each(values, f32::round_ties_even),
+            Scalar::Trunc => each(values, f32::trunc),
+            Scalar::Frac => each(values, |x| x - x.trunc()),
+            Scalar::Sign => each(values, |x| f32::from(x > 0.0) - f32::from(x < 0.0)),
+            Scalar::Expm1 => wide!(values, x => math::exp_m1(x)),
+            Scalar::Exp2 => wide!(values, x => math::exp(x * std::f64::consts::LN_2)),
+            Scalar::Log1p => wide!(values, x => math::log1p(x)),
+            Scalar::Log2 => wide!(values, x => math::ln(x) * std::f64::consts::LOG2_E),
+            Scalar::Log10 => wide!(values, x => math::ln(x) * std::f64::consts::LOG10_E),
+            Scalar::Erf => wide!(values, x => math::erf(x)),
+            Scalar::Selu => wide!(values, x => math::selu(x)),
+            Scalar::LogSigmoid => wide!(values, x => math::log_sigmoid(x)),
+            Scalar::Pow { exponent } => {
+                let (power, kind) = (f64::from(exponent), Parity::of(exponent));
+                wide!(values, x => math::pow(x, power, kind));
+            }
         }
     }
 }

@@ -62,10 +62,7 @@ def _attention(
         return None
     if (is_causal and attn_mask is not None) or any(len(ctx.shape(v)) < 2 for v in given):
         return None
-    # Torch takes another path if the mask requires a gradient, in any mode. Constants of a network
-    # never do, so their bits could differ.
-    mask = ctx.attribute(attn_mask)
-    if isinstance(mask, Tensor) and mask.requires_grad:
+    if _has_gradient(ctx, attn_mask):
         return None
     attrs: dict[str, Any] = {"causal": is_causal, "layout": layouts(ctx, *given)}
     if scale is not None:
@@ -73,6 +70,15 @@ def _attention(
             return None
         attrs["scale"] = float(scale)
     return ctx.emit("attention", names, attrs)
+
+
+def _has_gradient(ctx: Lowering, mask: Any) -> bool:
+    """Whether a mask requires a gradient, for which torch takes another path in any mode.
+
+    Constants of a network never do, so their bits could differ.
+    """
+    value = ctx.attribute(mask)
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _multihead(
@@ -88,13 +94,7 @@ def _multihead(
     is_causal: Any = False,
 ) -> Any:
     names = [name for name in map(ctx.value, (query, key, value)) if name is not None]
-    masked = key_padding_mask is not None or attn_mask is not None or is_causal is not False
-    if (
-        len(names) < 3
-        or masked
-        or not isinstance(need_weights, bool)
-        or average_attn_weights is not True
-    ):
+    if len(names) < 3 or not isinstance(need_weights, bool) or not isinstance(is_causal, bool):
         return None
     if (
         len(ctx.shape(query)) != 3
@@ -105,11 +105,21 @@ def _multihead(
         return None
     if module.in_proj_weight is None or type(module.out_proj).__mro__[1] is not nn.Linear:
         return None
+    given = {"scores": attn_mask, "keys": key_padding_mask}
+    given = {kind: mask for kind, mask in given.items() if mask is not None}
+    before = len(ctx.graph.nodes)
+    added = [masks.additive_mask(ctx, mask, hides=True) for mask in given.values()]
+    if None in added or any(_has_gradient(ctx, mask) for mask in given.values()):
+        del ctx.graph.nodes[before:]
+        return None
+    names += [name for name in added if name is not None]
     attrs = {
         "heads": module.num_heads,
         "batch_first": module.batch_first,
         "need_weights": need_weights,
-        "layout": layouts(ctx, query, key, value),
+        "layout": layouts(ctx, query, key, value, *given.values()),
+        **({"masks": "|".join(given)} if given else {}),
+        **({"causal": True} if is_causal else {}),
     }
     tensors = {
         "in_weight": module.in_proj_weight,

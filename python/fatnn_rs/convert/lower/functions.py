@@ -116,6 +116,8 @@ def pad(
         or not all(isinstance(p, int) for p in pad)
     ):
         return None
+    if mode == "constant" and min(pad, default=0) < 0:
+        return None  # it cuts: a composition of slices and a padding
     fill = 0.0 if value is None else value
     if not isinstance(fill, (int, float)) or not math.isfinite(fill):
         return None

@@ -127,17 +127,53 @@ def where(ctx: Lowering, condition: Any, input: Any, other: Any) -> Ref | None:
     return ctx.emit("where", [mask, *names], dtype=PLAIN[dtype])
 
 
-def additive_mask(ctx: Lowering, mask: Any) -> str | None:
-    """Return a mask to add to scores; a boolean one becomes 0 if true and -inf if false."""
+def additive_mask(ctx: Lowering, mask: Any, hides: bool = False) -> str | None:
+    """Return a mask to add to scores; a boolean one becomes 0 if true and -inf if false.
+
+    With ``hides``, a boolean mask is true where scores are hidden.
+    """
     name = ctx.plain(mask)
     if name is None or ctx.types[name] in ("float32", "bool"):
         if name is None or ctx.types[name] == "float32":
             return name
         seen, hidden = (operand(ctx, number, torch.float32) for number in (0.0, -math.inf))
         suffix = f"_additive_{len(ctx.graph.nodes)}"
-        names = [name, str(seen), str(hidden)]
+        names = [name, *map(str, (hidden, seen) if hides else (seen, hidden))]
         return ctx.emit("where", names, suffix=suffix, shape=ctx.shape(mask)).name
     return None
+
+
+def full_like(ctx: Lowering, input: Any, fill_value: Any, **how: Any) -> Ref | None:
+    """Fill a value of another's shape, whose sizes stay free: a choice between two equal numbers.
+
+    Without free sizes, or if nothing writes into the result, it is a constant already.
+    """
+    name, dtype = ctx.plain(input), ctx.seen(ctx.node).dtype
+    if name is None or dtype not in PLAIN:
+        return None
+    number = operand(ctx, fill_value, dtype)
+    if number is None:
+        return None
+    names = [name, name]
+    suffix = f"_shape_{len(ctx.graph.nodes)}"
+    shape = ctx.shape(input)
+    mask = ctx.emit("eq", names, suffix=suffix, shape=shape, dtype="bool").name
+    return ctx.emit("where", [mask, number, number], dtype=PLAIN[dtype])
+
+
+def zeros_like(ctx: Lowering, input: Any, **how: Any) -> Ref | None:
+    """Fill with 0."""
+    return full_like(ctx, input, _number(ctx, 0))
+
+
+def ones_like(ctx: Lowering, input: Any, **how: Any) -> Ref | None:
+    """Fill with 1."""
+    return full_like(ctx, input, _number(ctx, 1))
+
+
+def _number(ctx: Lowering, number: int) -> int | float:
+    """Return a number of the type of the call's result."""
+    return float(number) if ctx.seen(ctx.node).dtype == torch.float32 else number
 
 
 def masked_fill(ctx: Lowering, input: Any, mask: Any, value: Any) -> Ref | None:
@@ -333,6 +369,9 @@ FUNCTIONS: dict[Any, Row] = {
     _aten.to.other: cast,
     _aten._to_copy.default: cast,
     _aten.type_as.default: cast,
+    **dict.fromkeys((torch.zeros_like, _aten.zeros_like.default), zeros_like),
+    **dict.fromkeys((torch.ones_like, _aten.ones_like.default), ones_like),
+    **dict.fromkeys((torch.full_like, _aten.full_like.default), full_like),
     torch.cumsum: cumsum,
     _aten.cumsum.default: cumsum,
     functional.embedding: embedding,

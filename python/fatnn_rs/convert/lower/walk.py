@@ -8,6 +8,7 @@ memory get its result (:mod:`fatnn_rs.convert.mutation`).
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,9 @@ from torch import Tensor, fx
 
 from fatnn_rs.convert.capture import Captured
 from fatnn_rs.convert.graph import Graph, Ref
+from fatnn_rs.convert.lower import compositions
 from fatnn_rs.convert.lower.calls import clean_copy, has_hooks, target_name
+from fatnn_rs.convert.lower.composed import compose
 from fatnn_rs.convert.lower.constants import fold, is_folded, with_numbers
 from fatnn_rs.convert.lower.folding import PLAIN
 from fatnn_rs.convert.lower.functions import FUNCTIONS, METHODS, NAMED
@@ -64,6 +67,13 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
             result = None  # the row does not know these arguments
         if result is not None:
             return result
+    composition = compositions.MODULES.get(type(module))
+    if composition is not None and not has_hooks(module) and not own:
+        copied = clean_copy(module)
+        function = functools.partial(composition, copied)
+        composed: Ref | None = compose(ctx, function, copied, (args, kwargs), _lower_function)
+        if composed is not None:
+            return composed
     note = f"{type(module).__name__} is not one of the converted layers"
     rule = "unknown"
     if has_hooks(module):
@@ -158,11 +168,28 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
                     del ctx.fixed_size_values[count:]
         except TypeError:
             made = None  # the row does not know these arguments
+    if made is None:
+        made = _composed(ctx, node)
     if made is not None:
         return made
     reads = (ctx.seen(read).dtype for read in node.all_input_nodes)
     rule, note = ("unknown", "") if row is None else declined(reads)
     return ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, target_name(node), note, rule)
+
+
+def _composed(ctx: Lowering, node: fx.Node) -> Any:
+    """Lower a call that is a composition of others, or return None."""
+    by_name = node.op == "call_method"
+    table: Mapping[Any, Any] = compositions.METHODS if by_name else compositions.FUNCTIONS
+    composition = table.get(node.target)
+    if composition is None:
+        return None
+    count = len(ctx.fixed_size_values)
+    given = with_numbers(ctx, node)
+    made = compose(ctx, composition, ctx.call_of(node), given, _lower_function)
+    if made is None:
+        del ctx.fixed_size_values[count:]
+    return made
 
 
 def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:

@@ -63,6 +63,11 @@ def commutes_with_quantizer(index: Mapping[str, Node], node: Node) -> bool:
     return _core.engine_refusal(node.op, json.dumps(node.attrs), shapes) is None
 
 
+def _reads_layout(step: Node) -> bool:
+    """Whether the memory format of the floats may decide which pixels torch takes."""
+    return step.op == "interpolate_nearest" and any(f % 1 for f in step.attrs["factors"])
+
+
 def on_codes(step: Node, source: Node, name: str) -> Node:
     """Return a node that does to codes what ``step`` does to floats."""
     dtype: Any = source.dtype
@@ -78,7 +83,7 @@ def on_codes(step: Node, source: Node, name: str) -> Node:
         name,
         f"{step.op}_codes",
         [source.name, *step.inputs[1:]],
-        {key: value for key, value in step.attrs.items() if key != "layout"},
+        {key: value for key, value in step.attrs.items() if key != "layout" or _reads_layout(step)},
         layer=step.layer,
         shape=step.shape,
         dtype=dtype,

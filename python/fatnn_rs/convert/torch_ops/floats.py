@@ -255,10 +255,13 @@ def _multihead_attention(node: Node, tensors: Tensors) -> Function:
     layer.register_parameter("in_proj_bias", parameter("in_bias"))
     layer.out_proj.register_parameter("bias", parameter("out_bias"))
     layer.eval()
-    need_weights = node.attrs["need_weights"]
+    how = {"need_weights": node.attrs["need_weights"], "is_causal": node.attrs.get("causal", False)}
+    names = {"scores": "attn_mask", "keys": "key_padding_mask", "": ""}
+    kinds = [names[kind] for kind in node.attrs.get("masks", "").split("|")]
 
-    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        made: Tensor = layer(q, k, v, need_weights=need_weights)[0]
+    def run(q: Tensor, k: Tensor, v: Tensor, *masks: Tensor) -> Tensor:
+        given = dict(zip(kinds, masks, strict=False))
+        made: Tensor = layer(q, k, v, **given, **how)[0]
         return made.detach()
 
     return run

@@ -45,6 +45,8 @@ def _interpolate_arguments(node: Node) -> dict[str, Any]:
 def _interpolate_codes(node: Node, tensors: Mapping[str, Tensor]) -> Function:
     a = node.attrs
     axes = max(len(a["size"]), len(a["factors"]))
+    if axes == 2 and any(factor % 1 for factor in a["factors"]):
+        return _interpolate_codes_by_factors(node)
 
     def indices(count: int, axis: int, size: int | None) -> Tensor:
         """Return the pixels that torch takes along an axis: interpolate a row of their numbers."""
@@ -68,6 +70,25 @@ def _interpolate_codes(node: Node, tensors: Mapping[str, Tensor]) -> Function:
             )
             codes = codes.index_select(1 + axis, taken)
         return codes
+
+    return run
+
+
+def _interpolate_codes_by_factors(node: Node) -> Function:
+    """Interpolate maps of row and column numbers: with factors, sizes and format may count."""
+    how = {**_interpolate_arguments(node), "mode": node.attrs["mode"]}
+    last = node.attrs.get("layout", "").split("|")[0] == "channels_last"
+    many = last and node.shape[1] > 3
+
+    def run(codes: Tensor) -> Tensor:
+        height, width = codes.shape[1:3]
+        numbers = torch.zeros(2, 4 if many else 1, height, width)
+        numbers[0] = torch.arange(height)[:, None]
+        numbers[1] = torch.arange(width)
+        order = torch.channels_last if many else torch.contiguous_format
+        made = functional.interpolate(numbers.contiguous(memory_format=order), **how)
+        rows, columns = made[0, 0, :, 0].long(), made[1, 0, 0].long()
+        return codes.index_select(1, rows).index_select(2, columns)
 
     return run
 

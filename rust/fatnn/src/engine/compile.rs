@@ -243,7 +243,7 @@ impl<'a> Compiler<'a> {
             Op::Attention { causal, scale } => {
                 Box::new(Attention { causal: *causal, scale: *scale })
             }
-            Op::Multihead { heads, batch_first } => {
+            Op::Multihead { heads, batch_first, masks } => {
                 let weight = |role| -> Result<Vec<f32>, BuildError> {
                     let values = view.floats(role)?;
                     self.budget.spend(size_of_val(values) as u128)?;
@@ -265,6 +265,7 @@ impl<'a> Compiler<'a> {
                 Box::new(Multihead {
                     heads: *heads,
                     batch_first: *batch_first,
+                    masks: *masks,
                     in_weight: transposed("in_weight")?,
                     in_bias: optional_constants(view, "in_bias")?,
                     out_weight: transposed("out_weight")?,

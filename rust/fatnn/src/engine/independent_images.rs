@@ -72,8 +72,13 @@ fn keeps_batch_first(node: &Node, read: &[(FirstDim, &Node)]) -> bool {
         Op::Norm(Norm { over: NormOver::Last(dims), .. }) => *dims < rank,
         Op::Matmul => rank > 2 && read.iter().all(aligned_with_batch),
         Op::Attention { .. } => rank > 2 && read.iter().all(aligned_with_batch),
-        Op::Multihead { batch_first, .. } => {
-            *batch_first && read.iter().all(|(first, _)| *first == FirstDim::Batch)
+        // A mask of the scores must be one for all images; one of the keys has the batch first.
+        Op::Multihead { batch_first, masks, .. } => {
+            *batch_first
+                && read.iter().enumerate().all(|(i, (first, from))| match first {
+                    FirstDim::Constant => masks.scores && i == 3 && from.shape.len() == 2,
+                    FirstDim::Batch => !(masks.scores && i == 3),
+                })
         }
         Op::Linear | Op::LinearInt8 => rank > 1,
         Op::Cumsum { dim } => not_first(*dim),

@@ -152,6 +152,34 @@ pub struct Norm {
     pub eps: f32,
 }
 
+/// The masks that a multi-head attention reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttentionMasks {
+    /// A mask of queries and keys: `[queries, keys]`, or one such for every image and head.
+    pub scores: bool,
+    /// A mask of the keys of every image: `[images, keys]`.
+    pub keys: bool,
+}
+
+impl AttentionMasks {
+    /// Reads the attribute `masks`: `scores`, `keys`, `scores|keys`, or nothing.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        let (scores, keys) = match name {
+            "" => (false, false),
+            "scores" => (true, false),
+            "keys" => (false, true),
+            "scores|keys" => (true, true),
+            _ => return None,
+        };
+        Some(AttentionMasks { scores, keys })
+    }
+
+    /// The number of masks.
+    pub fn count(self) -> usize {
+        usize::from(self.scores) + usize::from(self.keys)
+    }
+}
+
 /// The operation of a node, with its attributes.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -251,6 +279,8 @@ pub enum Op {
         heads: usize,
         /// Whether the batch dimension comes before the tokens.
         batch_first: bool,
+        /// Masks that are added to the scores: inputs after the values, in this order.
+        masks: AttentionMasks,
     },
     /// Merges the dimensions from `start` to `end` into one.
     Flatten {

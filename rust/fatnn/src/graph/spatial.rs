@@ -29,6 +29,8 @@ pub struct Interpolate {
     pub factors: Vec<f64>,
     /// Whether pixel positions follow from the sizes; otherwise they follow from the factors.
     pub recompute: bool,
+    /// Whether the model's value was channels last, if the node says it.
+    pub channels_last: Option<bool>,
 }
 
 impl Interpolate {
@@ -60,12 +62,25 @@ impl Interpolate {
         }
     }
 
-    /// Whether PyTorch's result depends on the memory format. It may if a factor slightly above 1
-    /// or 2 gives an output of exactly one or two times the input's size.
+    /// Whether the result depends on a memory format that is not known. It may if a factor slightly
+    /// above 1 or 2 gives an output of exactly one or two times the input's size.
     pub(super) fn depends_on_memory(&self) -> bool {
         let near =
             |factor: &f64| (*factor > 1.0 && *factor < 1.5) || (*factor > 2.0 && *factor < 2.5);
-        self.sampling == Sampling::Nearest && !self.recompute && self.factors.iter().any(near)
+        self.sampling == Sampling::Nearest
+            && !self.recompute
+            && self.channels_last.is_none()
+            && self.factors.iter().any(near)
+    }
+
+    /// Whether a nearest interpolation to exactly one or two times the input's size ignores the
+    /// factor. PyTorch has two kernels for images; the one for small outputs and for many channels
+    /// last does.
+    pub(crate) fn snaps(&self, axes: usize, channels: usize, output: [usize; 2]) -> bool {
+        let small = output[0].saturating_add(output[1]) <= 128;
+        self.sampling == Sampling::Nearest
+            && axes == 2
+            && (small || self.channels_last == Some(true) && channels > 3)
     }
 }
 

@@ -4,6 +4,8 @@
 //! rounds in the same way, and round to float32 once. Results are within 0.51 units in the last
 //! place of the exact ones. The compiler vectorizes loops over these functions.
 
+use super::Parity;
+
 /// Adding this number rounds to an integer and leaves that integer in the low bits.
 const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 
@@ -75,6 +77,50 @@ fn ln_1p(x: f64) -> f64 {
     if x < 1e-5 { small } else { ln(1.0 + x) }
 }
 
+/// `ln(1 + x)`.
+#[inline(always)]
+pub(super) fn log1p(x: f64) -> f64 {
+    let small = x - x * x * 0.5;
+    let made = ln(1.0 + x);
+    if x.abs() < 1e-5 { small } else { made }
+}
+
+/// The error function.
+#[inline(always)]
+pub(super) fn erf(x: f64) -> f64 {
+    let square = x * x;
+    // (-1)^k / (k! (2k + 1)) from k = 10 down to 0.
+    let sum = polynomial!(square;
+        1.0 / 76_204_800.0, -1.0 / 6_894_720.0, 1.0 / 685_440.0, -1.0 / 75_600.0, 1.0 / 9_360.0,
+        -1.0 / 1_320.0, 1.0 / 216.0, -1.0 / 42.0, 0.1, -1.0 / 3.0, 1.0,
+    );
+    let small = std::f64::consts::FRAC_2_SQRT_PI * x * sum;
+    let large = (1.0 - scaled_erfc(x.abs()) * exp(-square)).copysign(x);
+    if x.abs() < 0.7 { small } else { large }
+}
+
+/// ELU with PyTorch's fixed limit and factor.
+#[inline(always)]
+pub(super) fn selu(x: f64) -> f64 {
+    const LIMIT: f64 = 1.673_263_242_354_377_2;
+    const FACTOR: f64 = 1.050_700_987_355_480_5;
+    FACTOR * if x > 0.0 { x } else { LIMIT * exp_m1(x) }
+}
+
+/// `x^power`.
+#[inline(always)]
+pub(super) fn pow(x: f64, power: f64, parity: Parity) -> f64 {
+    let made = exp(power * ln(x.abs()));
+    let negative = match parity {
+        Parity::Even => made,
+        Parity::Odd => -made,
+        Parity::Fraction => f64::NAN,
+    };
+    // The sign of 0 counts for odd powers only, and infinity is not below any power.
+    let of_zero = if parity == Parity::Odd { made.copysign(x) } else { made };
+    if x < 0.0 && x > f64::NEG_INFINITY { negative } else { of_zero }
+}
+
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
 pub(super) fn sigmoid(x: f64) -> f64 {
@@ -96,19 +142,24 @@ pub(super) fn silu(x: f64) -> f64 {
     x / (1.0 + exp(-x))
 }
 
-/// `x · (1 + erf(x / √2)) / 2`, without cancellation for negative `x`.
+/// `(1 - erf(z)) · e^(z²)` of what is not negative, to about 1e-11.
 #[inline(always)]
-pub(super) fn gelu(x: f64) -> f64 {
-    let z = x.abs() * std::f64::consts::FRAC_1_SQRT_2;
+fn scaled_erfc(z: f64) -> f64 {
     let t = 3.0 / (3.0 + z);
-    // `erfc(z) · e^(z²) / t` as a polynomial in `t`, with an error of about 1e-11.
     let sum = polynomial!(t;
         0.007292327920940543, -0.04376733731859138, 0.09783541141364975, -0.08456020483889361,
         -0.004668264236222568, 0.0422004601259685, -0.048733808989252544, 0.056335556219305805,
         0.04581201436309126, 0.09511086351115779, 0.1266297854281785, 0.1567755055409447,
         0.17761113460182518, 0.18806336478204838, 0.18806319148669717,
     );
-    let tail = 0.5 * t * sum * exp(-0.5 * x * x);
+    t * sum
+}
+
+/// `x · (1 + erf(x / √2)) / 2`, without cancellation for negative `x`.
+#[inline(always)]
+pub(super) fn gelu(x: f64) -> f64 {
+    let z = x.abs() * std::f64::consts::FRAC_1_SQRT_2;
+    let tail = 0.5 * scaled_erfc(z) * exp(-0.5 * x * x);
     x * if x < 0.0 { tail } else { 1.0 - tail }
 }
 
@@ -128,6 +179,14 @@ pub(super) fn softplus(x: f64, beta: f64, threshold: f64) -> f64 {
     let scaled = x * beta;
     let result = ln_1p(exp(scaled)) / beta;
     if scaled > threshold { x } else { result }
+}
+
+/// `-ln(1 + e^-x)`, without infinity inside.
+#[inline(always)]
+pub(super) fn log_sigmoid(x: f64) -> f64 {
+    let negative = if x < 0.0 { x } else { 0.0 };
+    let made = negative - ln_1p(exp(-x.abs()));
+    if x.is_nan() { x } else { made }
 }
 
 /// `x · tanh(ln(1 + e^x))`.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::products::{BLOCK, Head, default_scale};
 use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value, check_len};
+use crate::graph::op::AttentionMasks;
 use crate::kernels::{CacheLine, Matrix, product};
 use crate::memory;
 use crate::parallel;
@@ -14,6 +15,8 @@ use crate::parallel;
 pub(crate) struct Multihead {
     pub heads: usize,
     pub batch_first: bool,
+    /// The inputs after queries, keys and values.
+    pub masks: AttentionMasks,
     /// Three blocks of `E × E` weights, inputs × outputs; `in_bias` has `3E` elements.
     pub in_weight: Vec<f32>,
     pub in_bias: Option<Vec<f32>>,
@@ -29,6 +32,37 @@ struct Sizes {
     queries: usize,
     keys: usize,
     embed: usize,
+    mask: Mask,
+}
+
+/// Which numbers are added to the scores of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mask {
+    None,
+    /// One matrix for all images and heads.
+    Scores,
+    /// One matrix for every image and head.
+    EachHead,
+    /// One row for every image.
+    Keys,
+    /// The sum of a row for every image and one of the above: one matrix for every image, or, if
+    /// `true`, for every head of every image too.
+    Both(bool),
+}
+
+impl Sizes {
+    /// Elements of the sum of both masks.
+    fn both(&self, heads: usize) -> Option<usize> {
+        match self.mask {
+            Mask::Both(each_head) => memory::product([
+                self.images,
+                if each_head { heads } else { 1 },
+                self.queries,
+                self.keys,
+            ]),
+            _ => Some(0),
+        }
+    }
 }
 
 impl Multihead {
@@ -41,7 +75,7 @@ impl Multihead {
                 format!("{shapes:?}"),
             )
         };
-        let [q, k, v] = shapes.as_slice() else { return wrong() };
+        let [q, k, v, masks @ ..] = shapes.as_slice() else { return wrong() };
         let (&[a, b, embed], &[c, d, key_embed]) = (&**q, &**k) else { return wrong() };
         let (images, queries) = if self.batch_first { (a, b) } else { (b, a) };
         let (key_images, keys) = if self.batch_first { (c, d) } else { (d, c) };
@@ -49,6 +83,21 @@ impl Multihead {
         if !fits || self.heads == 0 || embed == 0 || !embed.is_multiple_of(self.heads) {
             return wrong();
         }
+        let mask = match (self.masks.scores, self.masks.keys, masks) {
+            (false, false, []) => Mask::None,
+            (false, true, [row]) if **row == [images, keys] => Mask::Keys,
+            (true, with_keys, [all, rows @ ..]) => {
+                let each_head = **all == [images.saturating_mul(self.heads), queries, keys];
+                let fits = each_head || **all == [queries, keys];
+                match (with_keys, rows) {
+                    (false, []) if fits && each_head => Mask::EachHead,
+                    (false, []) if fits => Mask::Scores,
+                    (true, [row]) if fits && **row == [images, keys] => Mask::Both(each_head),
+                    _ => return wrong(),
+                }
+            }
+            _ => return wrong(),
+        };
         let square = embed.saturating_mul(embed);
         check_len("weights of an attention", square.saturating_mul(3), self.in_weight.len())?;
         check_len("weights of an attention", square, self.out_weight.len())?;
@@ -58,16 +107,18 @@ impl Multihead {
             self.in_bias.as_ref().map_or(3 * embed, Vec::len),
         )?;
         check_len("bias of an attention", embed, self.out_bias.as_ref().map_or(embed, Vec::len))?;
-        Ok(Sizes { images, queries, keys, embed })
+        Ok(Sizes { images, queries, keys, embed, mask })
     }
 }
 
 impl Operation for Multihead {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let Sizes { images, queries, keys, embed } = self.sizes(inputs)?;
+        let sizes @ Sizes { images, queries, keys, embed, .. } = self.sizes(inputs)?;
         let output = Value::row_major(&inputs[0].shape())?;
         let tokens = queries.saturating_add(keys).saturating_mul(2);
-        let scratch = memory::product([images, tokens, embed, size_of::<f32>()]);
+        let scratch = memory::product([images, tokens, embed])
+            .zip(sizes.both(self.heads))
+            .and_then(|(tokens, mask)| tokens.checked_add(mask)?.checked_mul(size_of::<f32>()));
         let Some(scratch) = scratch.filter(|bytes| *bytes < 1 << 42) else {
             return bad_value(
                 "an attention",
@@ -129,16 +180,43 @@ fn project(
     })
 }
 
+/// The sum of a mask of the scores, for all images or for each head of each, and one of the keys.
+fn add_masks(
+    scores: &[f32],
+    columns: &[f32],
+    Sizes { images, queries, keys, .. }: Sizes,
+    each_head: bool,
+    out: &mut [f32],
+) -> Result<()> {
+    let rows_of_image = out.len() / (images * keys).max(1);
+    parallel::try_for_each_rows(out, keys.max(1), BLOCK, out.len(), |first, rows| {
+        for (i, row) in rows.chunks_exact_mut(keys.max(1)).enumerate() {
+            let from = if each_head { first + i } else { (first + i) % queries };
+            let image = (first + i) / rows_of_image;
+            let (scores, columns) = (&scores[from * keys..], &columns[image * keys..]);
+            for ((sum, a), b) in row.iter_mut().zip(scores).zip(columns) {
+                *sum = a + b;
+            }
+        }
+        Ok(())
+    })
+}
+
 impl ExecutableOp for MultiheadStep {
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (Sizes { images, queries, keys, embed }, layer, out) =
+        let (Sizes { images, queries, keys, embed, mask }, layer, out) =
             (self.sizes, &*self.layer, out.floats());
         let (d, square) = (embed / layer.heads, embed * embed);
         let scratch = CacheLine::floats_in(scratch);
         let (q, rest) = scratch.split_at_mut(images * queries * embed);
         let (k, rest) = rest.split_at_mut(images * keys * embed);
         let (v, rest) = rest.split_at_mut(images * keys * embed);
-        let attended = &mut rest[..images * queries * embed];
+        let (attended, both) = rest.split_at_mut(images * queries * embed);
+        let both = &mut both[..self.sizes.both(layer.heads).unwrap_or(0)];
+        if let Mask::Both(each_head) = mask {
+            add_masks(inputs[3].floats(), inputs[4].floats(), self.sizes, each_head, both)?;
+        }
+        let both = &*both;
         for (i, to) in [&mut *q, &mut *k, &mut *v].into_iter().enumerate() {
             let bias = layer.in_bias.as_ref().map(|bias| &bias[i * embed..][..embed]);
             project(inputs[i].floats(), to, embed, &layer.in_weight[i * square..][..square], bias)?;
@@ -163,7 +241,18 @@ impl ExecutableOp for MultiheadStep {
                 };
                 let (q, k, v) =
                     (part(queries_in, queries), part(keys_in, keys), part(values_in, keys));
-                let head = Head { q, k, v, mask: None, scale: default_scale(d), causal: false };
+                let matrix = queries * keys;
+                let mask = match mask {
+                    Mask::None => None,
+                    Mask::Scores => Some((inputs[3].floats(), [keys, 1])),
+                    Mask::EachHead => {
+                        Some((&inputs[3].floats()[(first + i) * matrix..], [keys, 1]))
+                    }
+                    Mask::Keys => Some((&inputs[3].floats()[image * keys..], [0, 1])),
+                    Mask::Both(true) => Some((&both[(first + i) * matrix..], [keys, 1])),
+                    Mask::Both(false) => Some((&both[image * matrix..], [keys, 1])),
+                };
+                let head = Head { q, k, v, mask, scale: default_scale(d), causal: false };
                 head.run([queries, keys, d, d], attended)?;
             }
             Ok(())

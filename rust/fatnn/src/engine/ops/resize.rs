@@ -61,10 +61,16 @@ impl Operation for Nearest {
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let (output, from) = (self.measure(inputs)?.0, inputs[0].dims);
+        let snaps = self.0.snaps(from.axes, from.channels, output.dims.map);
         let table = |axis: usize| {
             let (size, count) = (from.map[axis], output.dims.map[axis]);
             let absent = 2 - from.axes;
-            let ratio = if axis < absent { 1.0 } else { self.0.ratio(axis - absent, size, count) };
+            let ratio = match axis < absent {
+                true => 1.0,
+                false if snaps && count == size => 1.0,
+                false if snaps && count == 2 * size => 0.5,
+                false => self.0.ratio(axis - absent, size, count),
+            };
             let sources = (0..count).map(|at| self.source(at, ratio, size));
             memory::collected("pixels of an interpolation", sources)
         };

@@ -109,15 +109,35 @@ pub(in crate::graph) fn multihead(
     view: NodeView<'_>,
     read: &[&[Size]],
 ) -> ShapeResult {
-    let Op::Multihead { heads, batch_first } = view.node.op else {
+    let Op::Multihead { heads, batch_first, masks } = view.node.op else {
         return same_as_input(sizes, view, read);
     };
+    require(read.len() == 3 + masks.count(), || {
+        format!("{} values expected, got {read:?}", 3 + masks.count())
+    })?;
     let wrong = || format!("queries, keys and values of three dimensions expected, got {read:?}");
     let (&[a, b, embed], &[c, d, width]) = (read[0], read[1]) else { return Err(wrong()) };
     let (images, key_images) = if batch_first { (a, c) } else { (b, d) };
     let fits =
         embed.may_equal(width) && images.may_equal(key_images) && may_equal(read[1], read[2]);
     require(fits, wrong)?;
+    let [queries, keys] = if batch_first { [b, d] } else { [a, c] };
+    let fits = match (masks.scores, read.get(3)) {
+        (true, Some(mask)) => {
+            let all = match (images, mask.first()) {
+                (Size::Known(n), Some(first)) => first.may_be(n.saturating_mul(heads)),
+                _ => true,
+            };
+            may_equal(mask, &[queries, keys])
+                || all && mask.len() == 3 && may_equal(&mask[1..], &[queries, keys])
+        }
+        _ => true,
+    };
+    require(fits, || {
+        format!("a mask for {queries:?} queries and {keys:?} keys expected: {read:?}")
+    })?;
+    let fits = !masks.keys || read.last().is_some_and(|mask| may_equal(mask, &[images, keys]));
+    require(fits, || format!("a mask for the keys {:?} expected: {read:?}", [images, keys]))?;
     let out = view.shape("out_weight")?;
     let &[n, k] = out else { return Err(format!("out_weight: unexpected shape {out:?}")) };
     let rows = n.checked_mul(3).ok_or("too many weights")?;

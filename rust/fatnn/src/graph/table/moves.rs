@@ -1,6 +1,6 @@
 //! Table rows of operations that only move elements.
 
-use super::{LAYOUT, ROW, always};
+use super::{ROW, always, optional};
 use crate::graph::attrs::AttrType::{Float, Int, Ints, Str};
 use crate::graph::op::{Op, Slice};
 use crate::graph::ops::{Form, OpInfo};
@@ -83,7 +83,7 @@ pub(super) const MOVES: &[OpInfo] = &[
             always("start", Int),
             always("end", Int),
             always("step", Int),
-            LAYOUT,
+            optional("layout", Str),
         ],
         build: |a| {
             let (dim, start, end) = (a.integer("dim")?, a.integer("start")?, a.integer("end")?);
@@ -98,7 +98,7 @@ pub(super) const MOVES: &[OpInfo] = &[
     OpInfo {
         name: "expand",
         inputs: (1, Some(2)),
-        attrs: &[always("shape", Ints), LAYOUT],
+        attrs: &[always("shape", Ints), optional("layout", Str)],
         build: |a| Ok(Op::Expand { shape: a.integers("shape")? }),
         shape: shapes::expand,
         ..MOVE

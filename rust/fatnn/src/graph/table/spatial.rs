@@ -1,7 +1,7 @@
 //! Table rows of operations that resize maps, of adaptive max pooling and of instance norm.
 
 use super::layers::FLOAT_CONV;
-use super::{DILATION, F32, GROUPS, LAYOUT, PADDING, ROW, STRIDE, SUM, always, role};
+use super::{DILATION, F32, GROUPS, LAYOUT, PADDING, ROW, STRIDE, SUM, always, optional, role};
 use crate::graph::attrs::AttrType::{self, Bool, Floats, Int, Ints, Str};
 use crate::graph::attrs::{Attr, Attrs};
 use crate::graph::op::{Norm, NormOver, Op};
@@ -46,7 +46,7 @@ pub(super) const SPATIAL: &[OpInfo] = &[
     },
     OpInfo {
         name: "interpolate_nearest_codes",
-        attrs: &[SIZE, FACTORS, RECOMPUTE, MODE],
+        attrs: &[SIZE, FACTORS, RECOMPUTE, MODE, optional("layout", Str)],
         reads_codes: true,
         makes_codes: true,
         build: |a| Ok(Op::InterpolateCodes(interpolate(a, nearest(a)?)?)),
@@ -142,7 +142,12 @@ fn interpolate(attrs: &Attrs<'_>, sampling: Sampling) -> Result<Interpolate, Str
     if !factors.iter().all(|factor| *factor > 0.0 && *factor < 1e9) {
         return Err(format!("factors must be positive, got {factors:?}"));
     }
-    Ok(Interpolate { sampling, size, factors, recompute })
+    let channels_last = match attrs.has("layout") {
+        // The format of the first value; a second one only gives sizes.
+        true => Some(attrs.text("layout")?.split('|').next() == Some("channels_last")),
+        false => None,
+    };
+    Ok(Interpolate { sampling, size, factors, recompute, channels_last })
 }
 
 fn depth_to_space(attrs: &Attrs<'_>) -> Result<DepthToSpace, String> {

@@ -1,9 +1,9 @@
 //! Table rows of reductions, normalisations, softmax, attention and other products of values.
 
 use super::{F32, LAYOUT, ROW, SUM, always, optional, role};
-use crate::graph::attrs::AttrType::{Bool, Float, Int, Ints};
+use crate::graph::attrs::AttrType::{Bool, Float, Int, Ints, Str};
 use crate::graph::attrs::{Attr, Attrs};
-use crate::graph::op::{Norm, NormOver, Op, Reduction};
+use crate::graph::op::{AttentionMasks, Norm, NormOver, Op, Reduction};
 use crate::graph::ops::{Exactness, OpInfo, Role};
 use crate::graph::{BuildError, shapes, support};
 
@@ -100,11 +100,13 @@ pub(super) const SUMS: &[OpInfo] = &[
     },
     OpInfo {
         name: "multihead_attention",
-        inputs: (3, Some(3)),
+        inputs: (3, Some(5)),
         attrs: &[
             always("heads", Int),
             always("batch_first", Bool),
             always("need_weights", Bool),
+            optional("causal", Bool),
+            optional("masks", Str),
             LAYOUT,
         ],
         tensors: &[
@@ -115,7 +117,12 @@ pub(super) const SUMS: &[OpInfo] = &[
         ],
         exactness: Exactness::Transcendental,
         build: |a| {
-            Ok(Op::Multihead { heads: a.number("heads")?, batch_first: a.flag("batch_first")? })
+            let name = if a.has("masks") { a.text("masks")? } else { String::new() };
+            let masks = AttentionMasks::named(&name).ok_or_else(|| {
+                format!("attribute \"masks\" must be scores, keys or scores|keys, got {name:?}")
+            })?;
+            let (heads, batch_first) = (a.number("heads")?, a.flag("batch_first")?);
+            Ok(Op::Multihead { heads, batch_first, masks })
         },
         shape: shapes::multihead,
         support: Some(support::any),

@@ -1,0 +1,212 @@
+"""Compositions that only move elements: repetitions, splits, orders of dimensions, windows.
+
+See :mod:`fatnn_rs.convert.lower.compositions`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fatnn_rs.convert.lower.composed import rank, shape_of
+
+__all__ = [
+    "along",
+    "channel_shuffle",
+    "expand_as",
+    "getitem",
+    "hsplit",
+    "hstack",
+    "index_select",
+    "movedim",
+    "pad",
+    "repeat",
+    "repeat_interleave",
+    "sliding",
+    "squeeze",
+    "tensor_split",
+    "tile",
+    "unflatten",
+    "unfold",
+    "vstack",
+]
+
+#: A call that would become more parts than this stays in torch.
+MAX_COPIES = 64
+
+
+def along(dim: int, part: slice) -> tuple[slice, ...]:
+    """Return an index that takes a part of one dimension."""
+    return tuple([slice(None)] * dim + [part])
+
+
+def repeat(x: Any, *sizes: Any) -> Any:
+    """Repeat a tensor along its dimensions."""
+    counts = list(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else list(sizes)
+    for _ in range(len(counts) - rank(x)):
+        x = torch.unsqueeze(x, 0)
+    if math.prod(counts) > MAX_COPIES or min(counts, default=1) < 1:
+        return None
+    for dim, count in enumerate(counts):
+        x = torch.cat([x] * count, dim) if count > 1 else x
+    return x + 0 if math.prod(counts) == 1 else x
+
+
+def tile(x: Any, dims: Any) -> Any:
+    """Repeat a tensor; missing counts are 1."""
+    return repeat(x, *[1] * (rank(x) - len(dims)), *dims)
+
+
+def repeat_interleave(x: Any, repeats: Any, dim: Any = None, *, output_size: Any = None) -> Any:
+    """Repeat every index of a dimension."""
+    if not isinstance(repeats, int) or dim is None or not 0 < repeats <= MAX_COPIES:
+        return None
+    at = dim % rank(x)
+    return torch.flatten(torch.stack([x] * repeats, at + 1), at, at + 1)
+
+
+def expand_as(x: Any, other: Any) -> Any:
+    """Broadcast to another tensor's shape: a choice between two equal values."""
+    return torch.where(other == other, x, x)
+
+
+def hstack(tensors: Any) -> Any:
+    """Concatenate along the second dimension."""
+    return torch.cat(tensors, 1) if rank(tensors[0]) > 1 else None
+
+
+def vstack(tensors: Any) -> Any:
+    """Concatenate along the first dimension."""
+    return torch.cat(tensors, 0) if rank(tensors[0]) > 1 else None
+
+
+def tensor_split(x: Any, parts: Any, dim: Any = 0) -> Any:
+    """Split a dimension into parts that differ by at most one index."""
+    at = dim % rank(x)
+    if not isinstance(parts, int) or at == 0:
+        return None
+    size = shape_of(x)[at]
+    lengths = [size // parts + (i < size % parts) for i in range(parts)]
+    made = torch.split(x, lengths, at)
+    return tuple(made[i] for i in range(parts))
+
+
+def hsplit(x: Any, parts: Any) -> Any:
+    """Split the second dimension."""
+    return tensor_split(x, parts, 1) if rank(x) > 1 else None
+
+
+def movedim(x: Any, source: Any, destination: Any) -> Any:
+    """Move dimensions."""
+    from_, to = ([v] if isinstance(v, int) else list(v) for v in (source, destination))
+    n = rank(x)
+    placed = {d % n: s % n for s, d in zip(from_, to, strict=True)}
+    rest = iter(sorted(set(range(n)) - set(placed.values())))
+    return torch.permute(x, [placed[i] if i in placed else next(rest) for i in range(n)])
+
+
+def squeeze(x: Any, dims: Any = None) -> Any:
+    """Remove the given dimensions, or all, where their size is 1."""
+    shape = shape_of(x)
+    found = range(len(shape)) if dims is None else [dim % len(shape) for dim in dims]
+    for dim in sorted(set(found), reverse=True):
+        if shape[dim] == 1:
+            x = torch.squeeze(x, dim)
+    return x
+
+
+def unflatten(x: Any, dim: Any, sizes: Any) -> Any:
+    """Split a dimension into several."""
+    shape, at = shape_of(x), dim % rank(x)
+    sizes = list(sizes)
+    if at == 0:
+        return None
+    if -1 in sizes:
+        known = -math.prod(sizes)
+        sizes[sizes.index(-1)] = shape[at] // known
+    return torch.reshape(x, (-1, *shape[1:at], *sizes, *shape[at + 1 :]))
+
+
+def channel_shuffle(x: Any, groups: Any) -> Any:
+    """Exchange groups and channels within a group."""
+    _, channels, *rest = shape_of(x)
+    y = torch.reshape(x, (-1, groups, channels // groups, *rest))
+    return torch.reshape(torch.transpose(y, 1, 2), (-1, channels, *rest))
+
+
+def _pair(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _windows(x: Any, dim: int, size: int, step: int, dilation: int = 1) -> list[Any]:
+    """Return the elements at each place of windows along a dimension."""
+    ends = [(size - 1 - i) * dilation for i in range(size)]
+    return [
+        x[along(dim, slice(i * dilation, -end if end else None, step))]
+        for i, end in enumerate(ends)
+    ]
+
+
+def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
+    """Take all windows of a map as columns."""
+    kernel, steps, each, around = (_pair(v) for v in (kernel_size, stride, dilation, padding))
+    if rank(x) != 4 or math.prod(kernel) > MAX_COPIES:
+        return None
+    if any(around):
+        x = functional.pad(x, [around[1], around[1], around[0], around[0]])
+    taps = [
+        tap
+        for row in _windows(x, 2, kernel[0], steps[0], each[0])
+        for tap in _windows(row, 3, kernel[1], steps[1], each[1])
+    ]
+    return torch.flatten(torch.flatten(torch.stack(taps, 2), 3, 4), 1, 2)
+
+
+def sliding(x: Any, dimension: Any, size: Any, step: Any) -> Any:
+    """Take all windows of one dimension."""
+    if size > MAX_COPIES:
+        return None
+    return torch.stack(_windows(x, dimension % rank(x), size, step), rank(x))
+
+
+def pad(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Any:
+    """Pad where some sides are negative, which cuts."""
+    if mode != "constant" or min(pad, default=0) >= 0:
+        return None
+    last = rank(x) - 1
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        if before < 0 or after < 0:
+            part = slice(max(-before, 0), after if after < 0 else None)
+            x = x[along(last - i, part)]
+    grown = [max(side, 0) for side in pad]
+    return functional.pad(x, grown, "constant", value or 0.0) if any(grown) else x
+
+
+def index_select(x: Any, dim: Any, index: Any) -> Any:
+    """Take given indices of a dimension: slices of consecutive ones, joined."""
+    at, places = dim % rank(x), index.tolist() if isinstance(index, Tensor) else list(index)
+    if not at or not places or not all(type(place) is int and place >= 0 for place in places):
+        return None
+    ends = [i + 1 for i, (a, b) in enumerate(itertools.pairwise(places)) if b != a + 1]
+    runs = [places[i:j] for i, j in itertools.pairwise([0, *ends, len(places)])]
+    if len(runs) > MAX_COPIES:
+        return None
+    return torch.cat([x[along(at, slice(run[0], run[-1] + 1))] for run in runs], at)
+
+
+def getitem(x: Any, index: Any) -> Any:
+    """Index by one list or constant tensor of indices, and whole dimensions before and after."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    given = [i for i, part in enumerate(parts) if isinstance(part, (list, Tensor))]
+    rest = [part for i, part in enumerate(parts) if i not in given]
+    if len(given) != 1 or any(part != slice(None) for part in rest):
+        return None
+    places = parts[given[0]]
+    if isinstance(places, Tensor) and places.dim() != 1:
+        return None
+    return index_select(x, given[0], places)
