@@ -43,7 +43,7 @@ class Attends(nn.Module):
     ],
 )
 @pytest.mark.parametrize("need_weights", [False, True])
-def test_the_projections_of_attention(
+def test_all_four_projections_of_attention_are_quantized(
     options: dict[str, Any], need_weights: bool, config: TernaryConfig
 ) -> None:
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def test_the_projections_of_attention(
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("mask", ["none", "bool", "float", "heads", "padding", "both", "causal"])
 @pytest.mark.parametrize("more", [{}, {"add_bias_kv": True, "add_zero_attn": True}])
-def test_attention_computes_what_torch_does(
+def test_attention_with_float_projections_equals_torch(
     batch_first: bool, need_weights: bool, average: bool, mask: str, more: dict[str, bool]
 ) -> None:
     """With float projections, the class that quantized ones get is torch's own attention."""

@@ -15,7 +15,7 @@ from nets import exact, ops_of, ready
 
 TOKENS = 5
 
-#: Torch's own remarks on masks of two types, and on layers that no fused path takes.
+#: Torch warns of masks of two types, and of layers that its fused path does not support.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Support for mismatched"),
     pytest.mark.filterwarnings("ignore:enable_nested_tensor is True"),

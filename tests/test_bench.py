@@ -55,7 +55,7 @@ class TwoInputs(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Run on one thread: small layers gain nothing from more, and a busy machine slows them."""
+    """Use one thread: more threads do not speed up small layers, and wait on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

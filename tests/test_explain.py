@@ -66,7 +66,7 @@ def test_a_model_and_the_generators_stay_as_they_were() -> None:
     assert {row.name: row.rule for row in report.rows if row.runs == "torch"}["gru"] == "unknown"
 
 
-def test_it_says_what_prepare_and_convert_do() -> None:
+def test_explain_agrees_with_prepare_and_convert() -> None:
     torch.manual_seed(0)
     model, x = Model().eval(), torch.randn(2, 4, 6)
     config = fatnn.TernaryConfig(first="int8")
@@ -128,7 +128,9 @@ def test_models_that_cannot_be_converted_get_a_reason_and_shares() -> None:
         (Model(), torch.full((2, 4, 6), float("nan")), "NaN"),
     ],
 )
-def test_why_not(model: nn.Module, inputs: Tensor, why: str) -> None:
+def test_report_says_why_a_model_cannot_be_converted(
+    model: nn.Module, inputs: Tensor, why: str
+) -> None:
     report = fatnn.explain(model, inputs)
     assert why in report.refused
     assert "It cannot be converted" in report.overview
@@ -156,7 +158,7 @@ def test_shared_parameters_stay_shared_in_the_copy() -> None:
     assert model.first.weight is model.last.weight
 
 
-def test_misuse() -> None:
+def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(fatnn.ConfigError, match=r"torch\.nn\.Module"):
         fatnn.explain(torch.relu, torch.ones(1))  # type: ignore[arg-type]
     with pytest.raises(fatnn.ConfigError, match="TernaryConfig"):

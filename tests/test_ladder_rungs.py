@@ -79,8 +79,7 @@ def test_network_runs_on_the_given_kernel_family() -> None:
     ):
         TernaryNetwork(net.graph, "rust", "table")
     with pytest.raises(
-        InputError,
-        match=r'kernel family: expected "popcount", "matrix", "table" or "dot", got "tables"',
+        InputError, match=r'kernel family: expected "popcount", .* or "dot", got "tables"'
     ):
         TernaryNetwork(net.graph, "rust", "tables")
 

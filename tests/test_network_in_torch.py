@@ -63,7 +63,7 @@ def test_compiled_networks_keep_their_bits(whole: bool, dynamic: bool | None) ->
     assert same(compiled(x=x), net(x))
 
 
-def test_compiled_inside_a_model() -> None:
+def test_network_inside_a_compiled_model_keeps_its_bits() -> None:
     net, x = made()
 
     class Around(nn.Module):
@@ -85,7 +85,7 @@ def test_a_compiled_network_refuses_wrong_inputs() -> None:
         compiled(x[:, :2].contiguous())
 
 
-def test_the_operator_is_sound() -> None:
+def test_network_operator_passes_opcheck() -> None:
     net, x = made(whole=True)
     torch.library.opcheck(torch.ops.fatnn_rs.network.default, (None, [x], net.key))
 
@@ -109,7 +109,7 @@ def test_exported_programs_hold_the_network(strict: bool, tmp_path: Path) -> Non
     subprocess.run([sys.executable, "-W", "ignore", "-c", script, *arguments], check=True)
 
 
-def test_export_without_it_says_what_to_do() -> None:
+def test_export_without_exportable_says_what_to_do() -> None:
     net, x = made()
     with pytest.raises(UnsupportedError, match=r"net\.exportable\(\)"):
         torch.export.export(net, (x,))
@@ -182,7 +182,7 @@ def test_other_types_and_devices_are_refused(cast: Any) -> None:
     assert same(net(x), expected)
 
 
-def test_casts_to_what_it_is_change_nothing() -> None:
+def test_casts_to_the_cpu_and_float32_change_nothing() -> None:
     net, x = made()
     expected = net(x)
     for same_net in (net.to("cpu"), net.float(), net.cpu(), net.to(x), net.requires_grad_(False)):
@@ -190,7 +190,7 @@ def test_casts_to_what_it_is_change_nothing() -> None:
     assert same(net(x), expected)
 
 
-def test_modes_hooks_and_threads() -> None:
+def test_network_works_under_autocast_inference_mode_hooks_and_threads() -> None:
     net, x = made()
     expected = net(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):

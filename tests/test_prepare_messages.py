@@ -58,7 +58,7 @@ def patched() -> nn.Sequential:
     return model
 
 
-def clashing() -> nn.Sequential:
+def with_attribute_act_quant() -> nn.Sequential:
     class Named(nn.Linear):
         pass
 
@@ -67,7 +67,7 @@ def clashing() -> nn.Sequential:
     return with_layer(layer)
 
 
-def nan() -> nn.Sequential:
+def with_nan_weight() -> nn.Sequential:
     model = mlp()
     with torch.no_grad():
         model[0].weight[0, 0] = torch.nan
@@ -108,7 +108,7 @@ MISUSES: dict[str, tuple[Callable[[], object], type[FatnnError], str]] = {
         "layer '0'.*NaN.*check the data",
     ),
     "NaN in a weight": (
-        lambda: prepare(nan(), ALL, X),
+        lambda: prepare(with_nan_weight(), ALL, X),
         InputError,
         "layer '1'.*NaN.*layers before",
     ),
@@ -168,7 +168,7 @@ MISUSES: dict[str, tuple[Callable[[], object], type[FatnnError], str]] = {
         r"nothing is left to quantize: 0 \(skip\).*skip less",
     ),
     "a clash of names": (
-        lambda: prepare(clashing(), ALL),
+        lambda: prepare(with_attribute_act_quant(), ALL),
         ConfigError,
         "layer '1'.*attribute 'act_quant' of its own.*rename it",
     ),

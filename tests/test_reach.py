@@ -80,7 +80,7 @@ def test_convolutions_with_computed_weights_or_padding(kind: str, config: Ternar
             assert isinstance(model[1], type(layer))
 
 
-def test_layers_that_hooks_of_earlier_torch_norm() -> None:
+def test_weight_norm_by_hooks_is_quantized_and_trains() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch: deprecated
         layer = nn.utils.weight_norm(nn.Linear(8, 8))
@@ -101,7 +101,7 @@ def test_a_parametrization_can_still_be_removed() -> None:
     assert torch.equal(model(torch.ones(2, 8)), y)
 
 
-def test_spectral_norm_is_as_it_was_after_prepare() -> None:
+def test_prepare_keeps_the_state_of_spectral_norm() -> None:
     layer = parametrizations.spectral_norm(nn.Linear(8, 8))
     model = nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 4)).train()
     before = copy.deepcopy(layer.parametrizations.state_dict())
@@ -112,7 +112,7 @@ def test_spectral_norm_is_as_it_was_after_prepare() -> None:
 
 @pytest.mark.parametrize("kind", [Gain, Slotted])
 @pytest.mark.parametrize("config", BOTH[:2])
-def test_forwards_that_do_more_run_as_they_are(
+def test_own_forward_of_a_subclass_runs_unchanged(
     kind: Callable[[int, int], nn.Module], config: TernaryConfig
 ) -> None:
     model = nn.Sequential(nn.Linear(8, 8), kind(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
@@ -157,7 +157,7 @@ class Functional(nn.Module):
 
 
 @pytest.mark.parametrize("config", BOTH[:2])
-def test_products_with_a_layers_weight_are_the_layers(config: TernaryConfig) -> None:
+def test_products_with_a_layers_weight_become_calls_of_the_layer(config: TernaryConfig) -> None:
     model = whole(Functional(), torch.randn(2, 3, 8, 8), config)
     assert names(model) == {"conv", "strided", "own", "none", "new"}
     assert all(m.act_quant.initialized for m in model.modules() if isinstance(m, QuantizedLayer))
@@ -203,7 +203,7 @@ def test_layers_in_plain_containers(config: TernaryConfig) -> None:
     assert verify(model, convert(model, x), x).identical
 
 
-def test_a_layer_that_is_assigned_twice_and_one_with_a_property() -> None:
+def test_layers_assigned_twice_or_read_by_a_property_are_replaced() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -244,7 +244,7 @@ def test_lazy_layers_get_their_shapes_from_the_example() -> None:
 
 
 class Runs:
-    """A counter that copies of a model share."""
+    """A counter that all copies of a model have in common."""
 
     number = 0
 
@@ -299,7 +299,7 @@ def test_an_interrupt_changes_nothing(after: int) -> None:
     assert np.array_equal(np.random.get_state()[1], seeds[2])
 
 
-def test_random_numbers_are_those_without_prepare() -> None:
+def test_prepare_keeps_the_random_number_generators() -> None:
     torch.manual_seed(0)
     prepare(Stops(-1), ALL, torch.zeros(4, 8) + 1.0)
     after = torch.rand(3)
@@ -309,7 +309,7 @@ def test_random_numbers_are_those_without_prepare() -> None:
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
-def test_an_optimizer_that_misses_the_steps(make: Any) -> None:
+def test_optimizer_made_before_prepare_is_warned_of(make: Any) -> None:
     x = torch.randn(8, 8)
 
     def train(early: bool) -> None:

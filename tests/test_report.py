@@ -52,7 +52,7 @@ def recurrent() -> tuple[TernaryNetwork, Tensor]:
     return converted(Recurrent(), x), x
 
 
-def test_the_share_of_a_gru_is_that_of_all_products(
+def test_shares_of_macs_include_all_products_of_a_gru(
     recurrent: tuple[TernaryNetwork, Tensor],
 ) -> None:
     report = recurrent[0].report
@@ -207,7 +207,7 @@ KEYS = {
 }
 
 
-def test_a_report_for_programs(recurrent: tuple[TernaryNetwork, Tensor]) -> None:
+def test_report_as_dict_has_the_documented_keys(recurrent: tuple[TernaryNetwork, Tensor]) -> None:
     report = recurrent[0].report
     made = report.as_dict()
     assert set(made) == KEYS
@@ -225,7 +225,7 @@ def test_a_report_for_programs(recurrent: tuple[TernaryNetwork, Tensor]) -> None
     assert made["segments"] == report.segments == len(recurrent[0].segments)
 
 
-def test_what_is_missing_is_said_where_saving_is_refused(
+def test_error_of_save_names_the_missing_operations(
     recurrent: tuple[TernaryNetwork, Tensor], tmp_path: Path
 ) -> None:
     net = recurrent[0]
@@ -235,13 +235,13 @@ def test_what_is_missing_is_said_where_saving_is_refused(
     assert "lacks GRU (1)." in str(caught.value)
 
 
-def test_a_file_that_needs_torch_says_what_for(tmp_path: Path) -> None:
-    class Repeated(nn.Sequential):
+def test_file_that_needs_torch_names_the_operations(tmp_path: Path) -> None:
+    class PadsChannels(nn.Sequential):
         def forward(self, input: Tensor) -> Tensor:
-            return functional.pad(super().forward(input), (0, 0, 0, 0, 1, 1), "replicate")
+            return functional.pad(super().forward(input), (0, 0, 0, 0, 1, 1), "circular")
 
     x = torch.rand(2, 2, 8, 8)
-    model = Repeated(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    model = PadsChannels(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
     net = fatnn.convert(ready(model, x), x)
     report = net.report
     assert report.saveable
@@ -331,7 +331,7 @@ def test_slow_layers_are_recognised_and_ranked() -> None:
         net.profile(x, rounds=0)
 
 
-def test_a_profile_by_the_clock_has_times() -> None:
+def test_profile_measures_times() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 6, 8)
     model = nn.Sequential(

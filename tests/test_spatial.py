@@ -278,7 +278,7 @@ def test_quantized_transposed_convolutions_are_exact(data: st.DataObject) -> Non
     assert "torch" not in ops_of(net)
 
 
-def test_thresholds_hold_what_follows_a_transposed_layer_and_a_nearest_interpolation() -> None:
+def test_transposed_layer_and_nearest_interpolation_are_fused_into_thresholds() -> None:
     layer = nn.ConvTranspose2d(16, 32, 4, 2, 1)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
@@ -305,7 +305,7 @@ def test_thresholds_hold_what_follows_a_transposed_layer_and_a_nearest_interpola
     assert {row.name: row.macs for row in fatnn.summary(net, x).rows} == rows
 
 
-def test_a_quantizer_goes_before_a_nearest_interpolation_that_nothing_else_reads() -> None:
+def test_quantizer_moves_before_a_nearest_interpolation_without_other_readers() -> None:
     class Sum(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -335,7 +335,7 @@ class Skip(nn.Module):
         return functional.interpolate(self.out(side + up), size=x.size()[-2:], mode="nearest-exact")
 
 
-def test_sizes_of_other_tensors_follow_them_in_every_run() -> None:
+def test_interpolation_to_another_tensors_size_works_for_every_size() -> None:
     x = torch.randn(1, 3, 21, 18)
     net = exact(ready(Skip(), x), x, (torch.randn(2, 3, 33, 16), torch.randn(1, 3, 5, 6)))
     assert net.graph.node("x").attrs["fixed"] == []
@@ -344,7 +344,7 @@ def test_sizes_of_other_tensors_follow_them_in_every_run() -> None:
     assert taken == [name for name in taken if name != "side"]
 
 
-def test_computed_sizes_hold_the_inputs() -> None:
+def test_computed_sizes_fix_the_input_size() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -364,7 +364,7 @@ def test_computed_sizes_hold_the_inputs() -> None:
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("channels", [3, 8])
 @pytest.mark.parametrize("factor", [1.1, 1.3, 2.1, 2.4, (1.1, 2.1)])
-def test_factors_by_which_torch_depends_on_memory(
+def test_factors_near_1_and_2_depend_on_the_memory_format(
     factor: float, channels: int, quantized: bool, tmp_path: Path
 ) -> None:
     """Torch ignores a factor near 1 or 2 for small outputs, and for many channels last."""
@@ -388,7 +388,9 @@ def test_factors_by_which_torch_depends_on_memory(
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_a_ternary_transposed_layer_is_torchs_on_codes(groups: int, per_channel: bool) -> None:
+def test_ternary_transposed_layer_equals_torchs_layer_on_codes(
+    groups: int, per_channel: bool
+) -> None:
     torch.manual_seed(0)
     layer = TernaryConvTranspose2d(
         8, 6, 3, 2, 1, 1, groups=groups, per_channel=per_channel, bias=True
@@ -440,7 +442,7 @@ def test_two_bit_weights_without_all_taps_stay_in_torch_and_say_why() -> None:
     assert "two-bit" in left.note
 
 
-def test_an_output_size_is_the_examples() -> None:
+def test_output_size_is_fixed_to_the_examples() -> None:
     class Sized(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -52,7 +52,7 @@ def detector() -> tuple[Detector, list[Tensor]]:
     return model.eval(), images
 
 
-def test_the_same_boxes_at_other_sizes() -> None:
+def test_detector_with_a_converted_backbone_gives_the_same_boxes() -> None:
     model, images = detector()
     others = [torch.randn(3, 7, 31), torch.randn(3, 24, 24), torch.randn(3, 5, 5)]
     expected = [model(images), model(others)]
@@ -103,13 +103,13 @@ def test_what_cannot_be_replaced_leaves_the_model_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("name", ["neck", "", "backbone.stem.weight"])
-def test_unknown_names(name: str) -> None:
+def test_unknown_submodule_is_refused(name: str) -> None:
     model, images = detector()
     with pytest.raises(ConversionError, match=r"has no submodule .*'backbone', 'head'"):
         fatnn.convert_submodule(model, name, (images,))
 
 
-def test_a_submodule_that_is_not_called() -> None:
+def test_submodule_that_is_never_called_is_refused() -> None:
     model, images = detector()
     model.unused = nn.Linear(2, 2)
     with pytest.raises(ConversionError, match="does not call it"):

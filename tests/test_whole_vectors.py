@@ -41,6 +41,6 @@ def test_networks_have_the_eager_models_bits(module: type[nn.Module], size: int)
     assert fatnn_rs.verify(model, net, x).codes_different == 0
 
 
-def test_a_rest_or_another_layout_is_not_in_whole_vectors() -> None:
+def test_remainders_and_strided_tensors_are_not_whole_vectors() -> None:
     assert not torch_ops._whole_vectors(torch.zeros(1, 3, 5, 5))
     assert not torch_ops._whole_vectors(torch.zeros(16, 32)[:, ::2])

@@ -68,7 +68,7 @@ class _Call:
         else:
             self._public()
 
-    def _start(self) -> dict[str, Any]:
+    def _draw_geometry(self) -> dict[str, Any]:
         while True:
             g = _geometry(self.rng)
             two_bit = g["coding"] == "uint2"
@@ -84,15 +84,15 @@ class _Call:
         self.setup = SETUP.format(**g)
         return g
 
-    def _count(self) -> int:
+    def _draw_count(self) -> int:
         return self.rng.choice((0, 1, 1, 1, 1, 2, 3))
 
     def _operator(self) -> None:
-        g = self._start()
+        g = self._draw_geometry()
         self.name = self.rng.choice(list(OPERATORS))
         arguments, right = OPERATORS[self.name]
         texts = {name: text.format(**g) for name, _, text in arguments}
-        changed = self.rng.sample(arguments, min(self._count(), len(arguments)))
+        changed = self.rng.sample(arguments, min(self._draw_count(), len(arguments)))
         for name, pool, _ in changed:
             form = self.rng.choice(POOLS[pool])
             old = texts[name] if texts[name] != "None" else "acc.float()"
@@ -112,11 +112,11 @@ class _Call:
         )
 
     def _core(self) -> None:
-        g = self._start()
+        g = self._draw_geometry()
         self.name = self.rng.choice(list(CORE))
         texts = [text.format(**g) for _, text in CORE[self.name]]
         places = list(enumerate(pool for pool, _ in CORE[self.name]))
-        for index, pool in self.rng.sample(places, min(self._count(), len(places))):
+        for index, pool in self.rng.sample(places, min(self._draw_count(), len(places))):
             old = texts[index] if texts[index] != "None" else "acc.float().numpy()"
             texts[index] = self.rng.choice(POOLS[pool]).replace(
                 "{0}", f"({old})" if pool in "at" else "{}"

@@ -60,8 +60,8 @@ class TernaryNetwork(InferenceModule):
         bits. ``"rust"`` needs fewer calls, usually one for the whole network, but sums may differ
         in the last place.
     family
-        Kernel family of integer products, for benchmarks: ``"popcount"``, ``"table"`` or
-        ``"matrix"``. By default the engine chooses.
+        Kernel family of integer products, for benchmarks: ``"popcount"``, ``"matrix"``,
+        ``"table"`` or ``"dot"``. By default the engine chooses.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 //! | variable | values | effect |
 //! | --- | --- | --- |
 //! | `FATNN_ISA` | `scalar`, `avx2`, `avx512`, `neon` | caps the instruction sets that kernels may use |
-//! | `FATNN_KERNEL` | `auto`, `popcount`, `matrix`, `table` | the preferred kernel family; all but `auto` and `matrix` also keep int8 layers off matrix units |
+//! | `FATNN_KERNEL` | `auto`, `popcount`, `matrix`, `table`, `dot` | the preferred kernel family; all but `auto` and `matrix` also keep int8 layers off matrix units |
 //! | `FATNN_NUM_THREADS` | a positive integer | the pool's threads, if the program does not set them |
 //!
 //! They are read once, at first use. They are for benchmarks and bug reports; a running program

@@ -38,9 +38,11 @@ class Program:
     config: str
     example: str
     others: tuple[tuple[str, str], ...]
-    #: Lines run before ``prepare`` and after it, and a key of ``NORM_VALUES``.
+    #: Lines to run before ``prepare``.
     before: tuple[str, ...] = ()
+    #: Lines to run after ``prepare``.
     after: tuple[str, ...] = ()
+    #: A key of ``NORM_VALUES``.
     norm_values: str = "plain"
     train: bool = False
 

@@ -131,7 +131,7 @@ def test_fused_transformer_layers_compute_what_the_layers_do(make: Callable[[], 
         hook.remove()
 
 
-def test_encoders_of_nested_tensors() -> None:
+def test_transformer_encoder_does_not_use_nested_tensors() -> None:
     mask = torch.zeros(4, 5, dtype=torch.bool)
     mask[:, 4:] = True
     model = prepare(nn.TransformerEncoder(encoder_layer(), 2), ALL, TOKENS).eval()
@@ -253,7 +253,7 @@ def test_attention_that_reads_weights_of_real_models(name: str) -> None:
         assert verify(prepared, convert(prepared, x), x).identical
 
 
-def test_an_embedding_may_share_a_weight() -> None:
+def test_layer_that_shares_its_weight_with_an_embedding_is_quantized() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -273,7 +273,7 @@ def test_an_embedding_may_share_a_weight() -> None:
     assert isinstance(model.head, TernaryLinear)
 
 
-def test_tied_layers_and_frozen_ones() -> None:
+def test_tied_and_frozen_layers_stay_tied_and_frozen() -> None:
     model = mlp()
     model[3].weight = model[1].weight
     model[1].bias.requires_grad_(False)
@@ -284,7 +284,7 @@ def test_tied_layers_and_frozen_ones() -> None:
     model(X).sum().backward()
 
 
-def test_layers_left_float_for_what_they_are_are_named() -> None:
+def test_layers_without_a_quantized_counterpart_are_named() -> None:
     model = mlp()
     model[1] = nn.utils.parametrizations.weight_norm(model[1])
     prepare(model, example_inputs=X)
