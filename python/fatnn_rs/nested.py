@@ -1,7 +1,7 @@
 """Arguments that hold several tensors: lists, tuples, dicts and other containers. Needs no torch.
 
-A :class:`Nested` remembers what one argument was at conversion. It takes the tensors out of the
-argument of a later call, which must be built in the same way.
+A :class:`Nested` describes the structure of one argument at conversion. It takes the tensors out of
+the same argument of a later call, whose structure must not differ.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Nested:
         What a container holds, in order.
     type
         Class of a container of the kind ``"other"``.
-    open
+    unpack
         Returns the keys and items of such a container.
     """
 
@@ -43,10 +43,10 @@ class Nested:
     keys: tuple[Any, ...] | None = None
     items: tuple[Nested, ...] = ()
     type: type | None = None
-    open: Callable[[Any], tuple[tuple[Any, ...] | None, Sequence[Any]]] | None = None
+    unpack: Callable[[Any], tuple[tuple[Any, ...] | None, Sequence[Any]]] | None = None
 
     def tensors(self, given: Any, where: str) -> Iterator[Any]:
-        """Yield what a call gives in place of the tensors.
+        """Yield what a call passes where the conversion had tensors.
 
         Parameters
         ----------
@@ -71,23 +71,23 @@ class Nested:
     def _inside(self, given: Any, where: str) -> Iterator[Any]:
         wanted = _PLAIN.get(self.kind, self.type)
         if type(given) is not wanted:
-            raise _refusal(where, self.described(), shown(given))
-        keys, items = self._opened(given)
+            raise _refusal(where, self.describe(), shown(given))
+        keys, items = self._keys_and_items(given)
         if keys != self.keys or len(items) != len(self.items):
-            raise _refusal(where, self.described(), _container(type(given), keys, len(items)))
-        for place, (nested, item) in enumerate(zip(self.items, items, strict=True)):
-            inner = f"{where}[{place if keys is None else keys[place]!r}]"
+            raise _refusal(where, self.describe(), _container(type(given), keys, len(items)))
+        for index, (nested, item) in enumerate(zip(self.items, items, strict=True)):
+            inner = f"{where}[{index if keys is None else keys[index]!r}]"
             yield from nested.tensors(item, inner)
 
-    def _opened(self, given: Any) -> tuple[tuple[Any, ...] | None, Sequence[Any]]:
-        if self.open is not None:
-            return self.open(given)
+    def _keys_and_items(self, given: Any) -> tuple[tuple[Any, ...] | None, Sequence[Any]]:
+        if self.unpack is not None:
+            return self.unpack(given)
         if isinstance(given, Mapping):
             return tuple(given), list(given.values())
         return None, given
 
-    def described(self) -> str:
-        """Describe it for messages."""
+    def describe(self) -> str:
+        """Describe the argument for messages."""
         if self.kind in ("tensor", "constant"):
             return "a tensor" if self.kind == "tensor" else shown(self.value)
         kind = self.type or _PLAIN[self.kind]

@@ -105,11 +105,11 @@ def prepare(
         run: FloatRun | None = None
         if example_inputs is not None:
             run = run_float(model, candidates.found, example_inputs)
-            _leave_used(candidates.found, candidates.left, run)
+            _leave_used(candidates.found, candidates.left_float, run)
         plan = choose(
             config,
             candidates.found,
-            candidates.left,
+            candidates.left_float,
             find_execution_order(model, candidates.found, run),
         )
         for name in plan.chosen:
@@ -121,10 +121,10 @@ def prepare(
         problems = {} if example_inputs is None else calibrate_layers(model, example_inputs)
         unasked = {
             name: why
-            for name, why in candidates.left.items()
+            for name, why in candidates.left_float.items()
             if not any(matches(pattern, name) for pattern in config.skip)
         }
-        write_notes(model, {**plan.asked, **candidates.left}, problems)
+        write_notes(model, {**plan.asked, **candidates.left_float}, problems)
         _warn(unasked, problems)
     return model
 
@@ -143,21 +143,23 @@ def _materialize(model: nn.Module, inputs: Any) -> None:
             module.training = mode
 
 
-def _leave_used(found: dict[str, Any], left: dict[str, str], run: FloatRun) -> None:
+def _leave_used(found: dict[str, Any], left_float: dict[str, str], run: FloatRun) -> None:
     """Leave layers float that are never called, but whose weights the model uses."""
     for name, function in run.used.items():
         if name not in run.order and name not in run.read_by:
             del found[name]
-            left[name] = f"the model never calls it, and {function} uses its weight outside of it"
+            left_float[name] = (
+                f"the model never calls it, and {function} uses its weight outside of it"
+            )
     if not found:
-        raise ConfigError(f"nothing is left to quantize: {short_list(left)}")
+        raise ConfigError(f"nothing is left to quantize: {short_list(left_float)}")
 
 
-def _warn(left: Mapping[str, str], problems: Mapping[str, str]) -> None:
+def _warn(left_float: Mapping[str, str], problems: Mapping[str, str]) -> None:
     """Issue one warning for layers that compute in float although no option says so."""
     parts = []
-    if left:
-        parts.append(f"these layers stay float: {short_list(left)}")
+    if left_float:
+        parts.append(f"these layers stay float: {short_list(left_float)}")
     if problems:
         names = ", ".join(map(repr, problems))
         parts.append(

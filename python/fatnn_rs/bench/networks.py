@@ -192,7 +192,7 @@ def randomised(name: str, network: NetworkSpec, size: int) -> FloatNetwork:
 def convert_and_verify(
     built: FloatNetwork, config: fatnn_rs.TernaryConfig, float_layers: str
 ) -> tuple[TernaryNetwork, int]:
-    """Prepare and convert a copy of a float model; return it, and how many codes were compared.
+    """Prepare, convert and verify a copy of a float model; return it and the number of codes.
 
     Raises
     ------

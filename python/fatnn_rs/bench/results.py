@@ -81,7 +81,7 @@ class BenchReport:
     threads, rounds
         Number of threads and of rounds.
     macs, macs_ternary
-        Multiply-accumulates of one call, and how many of them are on codes.
+        Multiply-accumulates of one call, and those of them that are on codes.
     rows
         The network first, then the runtimes in the requested order.
     layers
@@ -150,7 +150,7 @@ class BenchReport:
                 "",
                 *self._notes(),
                 "",
-                "per node, timed separately, nodes run one by one:",
+                "times per node, measured separately, one node at a time:",
                 self._layers(),
                 "",
                 *self.machine.lines(),

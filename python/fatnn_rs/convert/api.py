@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fatnn_rs.convert.arguments import flattened
+from fatnn_rs.convert.arguments import flatten_arguments
 from fatnn_rs.convert.capture import capture, copies
 from fatnn_rs.convert.checks import as_root, check_inputs, check_model, check_reached
 from fatnn_rs.convert.engine import FLOAT_LAYERS
@@ -115,7 +115,7 @@ def _convert(
     model: nn.Module, example_inputs: Any, float_layers: str, progress: bool = False
 ) -> TernaryNetwork:
     arguments = check_inputs("example_inputs", example_inputs, model)
-    root, arguments, nested = flattened(as_root(model), arguments)
+    root, arguments, nested = flatten_arguments(as_root(model), arguments)
     # Tensors made in inference mode do not count writes into them.
     with (
         torch.inference_mode(False),

@@ -1,7 +1,7 @@
 """Arguments of a model's forward, and models whose arguments are containers of tensors.
 
 Capture, lowering and trial runs know arguments that are tensors or constants. A model with other
-arguments is seen through a class whose forward takes each tensor by itself and puts them together.
+arguments is given a subclass whose forward takes the tensors one by one and builds the containers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from fatnn_rs.errors import ConversionError
 from fatnn_rs.nested import TENSOR, Nested
 from fatnn_rs.signature import NOTHING, Argument
 
-__all__ = ["described", "flattened"]
+__all__ = ["describe_arguments", "flatten_arguments"]
 
 
-def described(model: nn.Module, given: tuple[Any, ...]) -> tuple[Argument, ...]:
+def describe_arguments(model: nn.Module, given: tuple[Any, ...]) -> tuple[Argument, ...]:
     """Describe the arguments of a model's forward, with the values in ``given``."""
     made: list[Argument] = []
     parameters = list(inspect.signature(model.forward).parameters.values())
@@ -61,7 +61,7 @@ def _nested(structure: Any) -> Nested:
         return TENSOR
     if isinstance(structure, Container):
         items = tuple(map(_nested, structure.items))
-        return Nested("other", None, structure.keys, items, structure.kind, _opened)
+        return Nested("other", None, structure.keys, items, structure.kind, _unpack)
     if isinstance(structure, dict):
         return Nested("dict", None, tuple(structure), tuple(map(_nested, structure.values())))
     if type(structure) in (tuple, list):
@@ -69,12 +69,13 @@ def _nested(structure: Any) -> Nested:
     return Nested("constant", structure)
 
 
-def _opened(value: Any) -> tuple[tuple[Any, ...] | None, tuple[Any, ...]]:
+def _unpack(value: Any) -> tuple[tuple[Any, ...] | None, tuple[Any, ...]]:
+    """Return the keys and items of a container."""
     structure = plain(value)
     return structure.keys, structure.items
 
 
-def flattened(
+def flatten_arguments(
     model: nn.Module, arguments: tuple[Any, ...]
 ) -> tuple[nn.Module, tuple[Any, ...], tuple[Argument, ...] | None]:
     """Return a model whose arguments are tensors only, if some argument is a container.
@@ -95,7 +96,8 @@ def flattened(
     Raises
     ------
     ConversionError
-        If the model has hooks or methods replaced on the instance, which see its own arguments.
+        If the model has a hook before its forward, or a forward replaced on the instance. These
+        expect the containers.
     """
     if not any(map(_is_container, arguments)):
         return model, arguments, None
@@ -109,11 +111,11 @@ def flattened(
     structures = [plain(value) for value in arguments]
     parameters = list(inspect.signature(model.forward).parameters.values())
     given: list[str] = []
-    for place, structure in enumerate(structures):
-        p = parameters[min(place, len(parameters) - 1)]
-        start = f"{p.name}_{place}" if p.kind == p.VAR_POSITIONAL else p.name
+    for index, structure in enumerate(structures):
+        p = parameters[min(index, len(parameters) - 1)]
+        start = f"{p.name}_{index}" if p.kind == p.VAR_POSITIONAL else p.name
         given.extend(_names(structure, start))
-    names = _unused(given)
+    names = _unique_identifiers(given)
 
     def forward(self: Any, *tensors: Any) -> Any:
         rest = iter(tensors)
@@ -128,11 +130,11 @@ def flattened(
     flat: nn.Module = object.__new__(made)
     flat.__dict__.update(vars(model))
     tensors = tuple(leaf for one in structures for leaf in leaves(one) if isinstance(leaf, Tensor))
-    return flat, tensors, described(model, arguments)
+    return flat, tensors, describe_arguments(model, arguments)
 
 
 def _names(structure: Any, start: str) -> Iterator[str]:
-    """Name the tensors of an argument by their keys and places."""
+    """Name the tensors of an argument by their keys and indices."""
     if isinstance(structure, Tensor):
         yield start
         return
@@ -149,8 +151,8 @@ def _names(structure: Any, start: str) -> Iterator[str]:
         yield from _names(item, f"{start}_{key}")
 
 
-def _unused(names: list[str]) -> list[str]:
-    """Make identifiers of names, each once."""
+def _unique_identifiers(names: list[str]) -> list[str]:
+    """Turn names into identifiers, all different."""
     made: list[str] = []
     for name in names:
         free = "".join(c if c.isalnum() or c == "_" else "_" for c in name)

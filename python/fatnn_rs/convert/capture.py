@@ -32,14 +32,14 @@ class SizeRange:
 
     Attributes
     ----------
-    least, most
-        Smallest and largest size; ``most`` is None if there is no limit.
+    min, max
+        Smallest and largest size; ``max`` is None if there is no limit.
     multiple
         Common factor of all sizes.
     """
 
-    least: int = 0
-    most: int | None = None
+    min: int = 0
+    max: int | None = None
     multiple: int = 1
 
 

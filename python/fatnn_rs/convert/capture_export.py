@@ -25,7 +25,7 @@ from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.contained import register_contained
-from fatnn_rs.convert.arguments import described
+from fatnn_rs.convert.arguments import describe_arguments
 from fatnn_rs.convert.capture import Captured, SizeRange, copies
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import filled
@@ -353,13 +353,13 @@ def _batch_range(
     if example not in good:
         return None
     multiple = next((m for m in range(example, 0, -1) if all(batch % m == 0 for batch in good)), 1)
-    least, most = good[0], good[-1]
-    if good != [batch for batch in tried if least <= batch <= most and batch % multiple == 0]:
+    low, high = good[0], good[-1]
+    if good != [batch for batch in tried if low <= batch <= high and batch % multiple == 0]:
         return None
-    open_end = bounds and most + multiple > tried[-1]
+    open_end = bounds and high + multiple > tried[-1]
     if open_end and not all(passes(multiple * factor) for factor in (1000 // multiple, 4096)):
         return None
-    return SizeRange(least, None if open_end else most, multiple)
+    return SizeRange(low, None if open_end else high, multiple)
 
 
 def _double_batch_of_one(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -407,7 +407,7 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
                 for n, value in zip(placeholders, arguments, strict=True)
                 if isinstance(value, Tensor)
             ],
-            described(model, arguments),
+            describe_arguments(model, arguments),
             filled(expected, output.args[0]),
             seen,
             expected,
@@ -429,9 +429,9 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
 def _describe_range(batch: SizeRange) -> str:
     if batch == SizeRange():
         return ", except the batch"
-    most = "" if batch.most is None else f" to {batch.most}"
+    end = "" if batch.max is None else f" to {batch.max}"
     factor = "" if batch.multiple == 1 else f", in multiples of {batch.multiple}"
-    return f", except the batch, which is from {batch.least}{most}{factor}"
+    return f", except the batch, which is from {batch.min}{end}{factor}"
 
 
 def _batch_is_free(module: fx.GraphModule) -> bool:

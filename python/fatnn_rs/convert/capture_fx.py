@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 
 from fatnn_rs.contained import register_contained
-from fatnn_rs.convert.arguments import described
+from fatnn_rs.convert.arguments import describe_arguments
 from fatnn_rs.convert.capture import Captured, copies
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import refilled
@@ -173,7 +173,7 @@ def by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captur
         dict(traced.named_modules()),
         module,
         filled,
-        described(model, arguments),
+        describe_arguments(model, arguments),
         outputs,
         seen,
         expected,

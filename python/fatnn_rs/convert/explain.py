@@ -88,17 +88,17 @@ def explain(
 def _copy(model: nn.Module) -> nn.Module:
     """Copy a model with its parameters; shared parameters stay shared."""
     made = replica(model)
-    copies: dict[int, nn.Parameter] = {}
+    cloned: dict[int, nn.Parameter] = {}
     for module in made.modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for name, value in module._parameters.items():
             if value is None or nn.parameter.is_lazy(value):
                 continue
-            if id(value) not in copies:
+            if id(value) not in cloned:
                 data = value.detach().clone()
-                copies[id(value)] = nn.Parameter(data, requires_grad=value.requires_grad)
-            module._parameters[name] = copies[id(value)]
+                cloned[id(value)] = nn.Parameter(data, requires_grad=value.requires_grad)
+            module._parameters[name] = cloned[id(value)]
     return made
 
 

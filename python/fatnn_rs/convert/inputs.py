@@ -108,10 +108,10 @@ def check_input(node: Node, x: Any) -> None:
         _check_batch(where, x.shape[0], *node.attrs["batch"])
 
 
-def _check_batch(where: str, got: int, least: int, most: int, multiple: int) -> None:
-    if least <= got <= most and got % multiple == 0:
+def _check_batch(where: str, got: int, low: int, high: int, multiple: int) -> None:
+    if low <= got <= high and got % multiple == 0:
         return
-    wanted = f"from {least}" + ("" if most >= (1 << 31) - 1 else f" to {most}")
+    wanted = f"from {low}" + ("" if high >= (1 << 31) - 1 else f" to {high}")
     factor = "" if multiple == 1 else f", in multiples of {multiple}"
     raise InputError(
         f"{where}: expected a batch {wanted}{factor}, got {got}: the model branches on its size; "

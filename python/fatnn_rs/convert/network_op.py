@@ -47,7 +47,7 @@ def register(network: TernaryNetwork, key: str) -> None:
 
 
 def output_names(graph: Graph) -> list[str]:
-    """Names of the values that a graph returns, each once."""
+    """Return the names of the values that a graph returns, each once."""
     return list(dict.fromkeys(ref.name for ref in refs(graph.outputs)))
 
 
@@ -115,10 +115,10 @@ def _run(file: Tensor | None, inputs: Sequence[Tensor], key: str) -> list[Tensor
 
 
 def _fake(file: Tensor | None, inputs: Sequence[Tensor], key: str) -> list[Tensor]:
-    """Empty results of the right shapes and dtypes.
+    """Return empty results of the right shapes and dtypes.
 
-    For fixed sizes the network runs once. For free sizes the core's shape rules say which size of
-    the inputs an output has; any other size (half of a free one) gets a new symbol.
+    If all sizes are fixed, the network runs once. Otherwise the core's shape rules say which output
+    sizes equal a size of the inputs; any other free size (such as half of one) gets a new symbol.
     """
     network = _NETWORKS.get(key) or _LOADED.get(key)
     if network is None:  # a program from another process; its file has no data while it is traced
@@ -133,14 +133,14 @@ def _fake(file: Tensor | None, inputs: Sequence[Tensor], key: str) -> list[Tenso
         return [inputs[0].new_empty(shape, dtype=dtype) for shape, dtype in found]
     nodes = [node for node in network.graph.nodes if node.op == "input"]
     dtypes = [dtype for _, dtype in _metadata_of_results(network, [node.shape for node in nodes])]
-    described = run_time_shapes(network.graph)
+    symbolic = run_time_shapes(network.graph)
     known: dict[int, Any] = {}
     for node, shape in zip(nodes, shapes, strict=True):
-        known.update(zip(described[node.name], shape, strict=True))
+        known.update(zip(symbolic[node.name], shape, strict=True))
     made = []
     for name, dtype in zip(output_names(network.graph), dtypes, strict=True):
         sizes = []
-        for size in described[name]:
+        for size in symbolic[name]:
             if size < 0 and size not in known:
                 known[size] = torch.library.get_ctx().new_dynamic_size()
             sizes.append(known[size] if size < 0 else size)
@@ -151,7 +151,7 @@ def _fake(file: Tensor | None, inputs: Sequence[Tensor], key: str) -> list[Tenso
 def _metadata_of_results(
     network: TernaryNetwork, shapes: Sequence[tuple[int, ...]]
 ) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Shapes and dtypes of the results for inputs of these shapes, from one run."""
+    """Return the shapes and dtypes of the results for inputs of these shapes, from one run."""
     nodes = [node for node in network.graph.nodes if node.op == "input"]
     with unset_fake_temporarily(), torch.no_grad():
         generator = torch.Generator("cpu").manual_seed(0)

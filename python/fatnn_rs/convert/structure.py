@@ -271,8 +271,8 @@ def _tensors_differ(one: Tensor, other: Tensor, tolerance: float) -> str:
         one, other = (t.to_dense() if t.is_sparse else t.dequantize() for t in (one, other))
     different = (one != other) & ~((one != one) & (other != other))
     if tolerance and one.is_floating_point() and one.numel():
-        most = other.abs().nan_to_num(0.0, 0.0, 0.0).max()
-        different &= ~((one - other).abs() <= tolerance * most)
+        largest = other.abs().nan_to_num(0.0, 0.0, 0.0).max()
+        different &= ~((one - other).abs() <= tolerance * largest)
     count = int(different.sum())
     return f"differs in {count} of {one.numel()} elements" if count else ""
 

@@ -144,9 +144,9 @@ def _first_call(
 
 
 def _keep_layouts(net: TernaryNetwork, outputs: Any) -> None:
-    """Give the network's outputs the memory formats of the submodule's.
+    """Give the network's outputs the memory formats of the submodule's outputs.
 
-    Float functions of torch that read them sum in an order that depends on it.
+    The order in which torch's float functions sum depends on the memory format of their input.
     """
     values = zip(leaves(net.graph.outputs), leaves(plain(outputs)), strict=True)
     net.output_layouts = {

@@ -16,7 +16,7 @@ from fatnn_rs.errors import ConfigError, FatnnError, InputError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 from fatnn_rs.nn.layers import TERNARY_QAT_MAPPING
 from fatnn_rs.nn.notes import notes_of
-from fatnn_rs.nn.projections import PARTS, is_transposed_linear
+from fatnn_rs.nn.projections import INPUT_PROJECTIONS, is_transposed_linear
 from fatnn_rs.nn.subclass import weight_shape
 from fatnn_rs.swap.candidates import WITHOUT_QUANTIZED, find_candidates
 from fatnn_rs.swap.choose import choose
@@ -58,9 +58,9 @@ def _layers(model: nn.Module) -> Layers:
         if isinstance(module, kinds) or is_transposed_linear(module):
             found[name] = (module, "")
         elif isinstance(module, nn.MultiheadAttention):
-            for part in PARTS:
-                if part not in module._modules:
-                    found[f"{name}.{part}" if name else part] = (module, part)
+            for projection in INPUT_PROJECTIONS:
+                if projection not in module._modules:
+                    found[f"{name}.{projection}" if name else projection] = (module, projection)
     return found
 
 
@@ -76,9 +76,13 @@ def _shapes(
             first = output[0] if isinstance(output, tuple) and output else output
             if isinstance(first, Tensor):
                 shapes.setdefault(name, tuple(first.shape))
-                if name.endswith(PARTS[-1]) and isinstance(module, nn.MultiheadAttention):
+                if name.endswith(INPUT_PROJECTIONS[-1]) and isinstance(
+                    module, nn.MultiheadAttention
+                ):
                     # A fused attention calls none of its projections.
-                    shapes.setdefault(f"{name.removesuffix(PARTS[-1])}out_proj", tuple(first.shape))
+                    shapes.setdefault(
+                        f"{name.removesuffix(INPUT_PROJECTIONS[-1])}out_proj", tuple(first.shape)
+                    )
 
         return hook
 
@@ -114,12 +118,12 @@ def _notes_of_plan(
         candidates = find_candidates(model, given)
         run = None if arguments is None else run_float(model, candidates.found, arguments)
         order = find_execution_order(model, candidates.found, run)
-        plan = choose(given, candidates.found, candidates.left, order)
+        plan = choose(given, candidates.found, candidates.left_float, order)
     except ConfigError:
         if config is not None:
             raise
         return {}  # prepare would replace no layer
-    notes = {name: f"stays float: {why}" for name, why in candidates.left.items()}
+    notes = {name: f"stays float: {why}" for name, why in candidates.left_float.items()}
     notes |= {name: f"stays float: {why}" for name, why in plan.asked.items()}
     for name, kind in plan.chosen.items():
         options = given.options_for(name)
@@ -131,7 +135,7 @@ def _notes_of_plan(
     return notes
 
 
-def _row(name: str, module: Any, part: str, shape: tuple[int, ...], note: str) -> SummaryRow:
+def _row(name: str, module: Any, projection: str, shape: tuple[int, ...], note: str) -> SummaryRow:
     kind, act_bits, kernel = "float32", 32, "torch (float32)"
     if isinstance(module, QuantizedLayer):
         quantizer = module.act_quant
@@ -144,14 +148,14 @@ def _row(name: str, module: Any, part: str, shape: tuple[int, ...], note: str) -
     if isinstance(module, TernaryLayer):
         kind = kind_of_levels(len(module.weight_quant.levels))
         act_bits = bits(len(module.act_quant.levels or module.act_quant.half_levels))
-    weight_shape = _weight_shape(module, part)
+    weight_shape = _weight_shape(module, projection)
     weights = math.prod(weight_shape)
     others = sum(p.numel() for key, p in module.named_parameters(recurse=False) if key != "weight")
-    if part:
+    if projection:
         others = 0
     return SummaryRow(
         name=name,
-        kind=type(module).__name__ + (f".{part}" if part else ""),
+        kind=type(module).__name__ + (f".{projection}" if projection else ""),
         shape=shape,
         weight_bits=WEIGHT_BITS[kind],
         act_bits=act_bits,
@@ -201,12 +205,14 @@ def _other_row(model: nn.Module, name: str, note: str) -> SummaryRow:
     )
 
 
-def _weight_shape(module: Any, part: str) -> tuple[int, ...]:
+def _weight_shape(module: Any, projection: str) -> tuple[int, ...]:
     """Return the shape of a layer's weight, [out, ...]; (0,) if it has none."""
-    if part:
+    if projection:
         packed = module.in_proj_weight
         own = (
-            packed[: module.embed_dim] if packed is not None else getattr(module, f"{part}_weight")
+            packed[: module.embed_dim]
+            if packed is not None
+            else getattr(module, f"{projection}_weight")
         )
         return tuple(own.shape)
     if isinstance(module, QuantizedLayer):

@@ -89,8 +89,8 @@ def accumulator_range(weight: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, 
     ]
     balance, count = (torch.cat(parts) for parts in zip(*sums, strict=True))
     positive, negative = (count + balance) // 2, (count - balance) // 2
-    least, most = levels[0], levels[-1]
-    return least * positive - most * negative, most * positive - least * negative
+    low, high = levels[0], levels[-1]
+    return low * positive - high * negative, high * positive - low * negative
 
 
 def spread(values: Tensor, dims: int) -> Tensor:

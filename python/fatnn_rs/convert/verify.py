@@ -128,14 +128,14 @@ class _LayerCodes:
     """Codes of one call of a layer: levels, the layer's padding, and the kind of activations."""
 
     levels: Tensor
-    around: list[int]
+    padding: list[int]
     kind: str
 
     def as_in(self, other: Tensor) -> Tensor:
         """Return the codes to pack, padded if the network's codes ``other`` include the padding."""
         levels = self.levels
-        if levels.numel() != other.numel() and any(self.around):
-            levels = functional.pad(levels, self.around)
+        if levels.numel() != other.numel() and any(self.padding):
+            levels = functional.pad(levels, self.padding)
         return stored(levels, self.kind).to(torch.int8)
 
 
@@ -153,12 +153,12 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_LayerCodes]]]:
             if isinstance(layer, Int8Layer):
                 taken[name] = []
                 return
-            codes, around = output.detach(), [0, 0]
+            codes, padding = output.detach(), [0, 0]
             if getattr(layer, "padding", 0) == "same" and layer.padding_mode == "zeros":
-                around = layer._reversed_padding_repeated_twice
+                padding = layer._reversed_padding_repeated_twice
             # Levels of no known kind belong to another model; they will differ.
             kind = act_kind(module.levels) or "full"
-            taken.setdefault(name, []).append(_LayerCodes(codes, around, kind))
+            taken.setdefault(name, []).append(_LayerCodes(codes, padding, kind))
 
         return hook
 
@@ -332,9 +332,9 @@ def _padded_as(packed: Tensor, eager: Tensor, kind: str) -> Tensor:
     more = [one - other for one, other in zip(eager.shape, packed.shape, strict=True)][2:]
     if not any(more) or min(more) < 0 or any(size % 2 for size in more):
         return packed
-    around = [size // 2 for size in reversed(more) for _ in range(2)]
+    padding = [size // 2 for size in reversed(more) for _ in range(2)]
     zero = int(stored(torch.zeros(1, dtype=torch.int8), kind))
-    return functional.pad(packed, around, value=zero)
+    return functional.pad(packed, padding, value=zero)
 
 
 def _tensor_pairs(expected: Any, result: Any) -> list[tuple[Tensor, Tensor]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fatnn_rs.nn.projections import PARTS
+from fatnn_rs.nn.projections import INPUT_PROJECTIONS
 from fatnn_rs.nn.subclass import class_of_two
 
 __all__ = ["QuantizedAttention", "attend", "attention_class"]
@@ -63,12 +63,12 @@ class QuantizedAttention(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Load as torch does. Also accept a float attention's state, without quantizer keys."""
         super()._load_from_state_dict(state_dict, prefix, *args)
-        floats = ("in_proj_weight", *(f"{part}_weight" for part in PARTS))
+        floats = ("in_proj_weight", *(f"{projection}_weight" for projection in INPUT_PROJECTIONS))
         if any(prefix + key in state_dict for key in floats):
-            for part in PARTS:
-                child: Any = self._modules.get(part)
+            for projection in INPUT_PROJECTIONS:
+                child: Any = self._modules.get(projection)
                 if child is not None:
-                    child.fit_to_float(state_dict, f"{prefix}{part}.")
+                    child.fit_to_float(state_dict, f"{prefix}{projection}.")
 
 
 def attend(
@@ -103,7 +103,8 @@ def attend(
         The output, [N, L, E], and the weights of every head, [N, H, L, S], or None.
     """
     q, k, v = (
-        _project(module, part, x) for part, x in zip(PARTS, (query, key, value), strict=True)
+        _project(module, projection, x)
+        for projection, x in zip(INPUT_PROJECTIONS, (query, key, value), strict=True)
     )
     if module.bias_k is not None:
         k = torch.cat([k, module.bias_k.expand(k.shape[0], 1, -1)], 1)
@@ -128,17 +129,17 @@ def attend(
     return y, weights
 
 
-def _project(module: Any, part: str, x: Tensor) -> Tensor:
-    layer = module._modules.get(part)
+def _project(module: Any, projection: str, x: Tensor) -> Tensor:
+    layer = module._modules.get(projection)
     if layer is not None:
         if layer._owner[0] is not module:  # a replica of torch's DataParallel
             layer._owner = (module,)
         y: Tensor = layer(x)
         return y
-    size, index = module.embed_dim, PARTS.index(part)
+    size, index = module.embed_dim, INPUT_PROJECTIONS.index(projection)
     rows = slice(index * size, (index + 1) * size)
     packed = module.in_proj_weight
-    weight = getattr(module, f"{part}_weight") if packed is None else packed[rows]
+    weight = getattr(module, f"{projection}_weight") if packed is None else packed[rows]
     bias = None if module.in_proj_bias is None else module.in_proj_bias[rows]
     return functional.linear(x, weight, bias)
 

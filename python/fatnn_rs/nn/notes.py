@@ -15,19 +15,21 @@ _ATTRIBUTE = "_fatnn_notes"
 _MAX_NAMES = 8
 
 
-def write_notes(model: nn.Module, left: Mapping[str, str], problems: Mapping[str, str]) -> None:
+def write_notes(
+    model: nn.Module, left_float: Mapping[str, str], problems: Mapping[str, str]
+) -> None:
     """Store notes on a model.
 
     Parameters
     ----------
     model
         A prepared model.
-    left
+    left_float
         Layer → why it stays float.
     problems
         Quantized layer → why it computes in float, or why it does not run.
     """
-    notes = {name: f"stays float: {why}" for name, why in left.items()}
+    notes = {name: f"stays float: {why}" for name, why in left_float.items()}
     vars(model)[_ATTRIBUTE] = notes | dict(problems)
 
 

@@ -18,7 +18,7 @@ from fatnn_rs.nn.int8 import Int8Layer
 from fatnn_rs.nn.layers import TernaryLayer
 
 __all__ = [
-    "PARTS",
+    "INPUT_PROJECTIONS",
     "Int8Conv1D",
     "Int8Projection",
     "LinearLike",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 #: Names of an attention's input projections, in the order of ``in_proj_weight``.
-PARTS = ("q_proj", "k_proj", "v_proj")
+INPUT_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class LinearLike(QuantizedLayer):
@@ -61,7 +61,7 @@ class _Projection(LinearLike):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The attention's weight for this projection, [out, in]."""
-        owner, index = self._owner[0], PARTS.index(self.part)
+        owner, index = self._owner[0], INPUT_PROJECTIONS.index(self.part)
         if owner.in_proj_weight is None:
             own: Tensor = getattr(owner, f"{self.part}_weight")
             return own
@@ -72,7 +72,7 @@ class _Projection(LinearLike):
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
         """The attention's bias for this projection, [out]."""
-        owner, index = self._owner[0], PARTS.index(self.part)
+        owner, index = self._owner[0], INPUT_PROJECTIONS.index(self.part)
         if owner.in_proj_bias is None:
             return None
         size = owner.embed_dim

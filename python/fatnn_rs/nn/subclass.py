@@ -158,7 +158,7 @@ def weight_shape(module: Any) -> torch.Size:
     return torch.Size((module.out_features, module.in_features))
 
 
-class _FoundError(BaseException):
+class _ProductReachedError(BaseException):
     """Ends a run at the product. An ``except Exception`` in the model does not catch it."""
 
     def __init__(self, call: Call) -> None:
@@ -176,12 +176,12 @@ def first_call(module: Any, forward: Any) -> Call | None:
 
     def take(call: Call) -> None:
         if call.dims == dims and call.weight.shape == shape:
-            raise _FoundError(call)
+            raise _ProductReachedError(call)
 
     try:
         with CatchProducts(take):
             forward(x)
-    except _FoundError as found:
+    except _ProductReachedError as found:
         return found.call
     except Exception:  # the layer's own code may, for example, need more arguments
         return None

@@ -165,15 +165,15 @@ def check_geometry(
     dilation: Sequence[int],
 ) -> None:
     """Check the (height, width) pairs of a window: all at least 1, padding at least 0."""
-    for name, values, least in (
+    for name, values, minimum in (
         ("kernel", kernel, 1),
         ("stride", stride, 1),
         ("padding", padding, 0),
         ("dilation", dilation, 1),
     ):
-        if len(values) != 2 or any(value < least for value in values):
+        if len(values) != 2 or any(value < minimum for value in values):
             raise InputError(
-                f"fatnn_rs::{op}: {name}: expected two integers of at least {least} (height, "
+                f"fatnn_rs::{op}: {name}: expected two integers of at least {minimum} (height, "
                 f"width), got {list(values)}"
             )
 

@@ -14,7 +14,7 @@ WORD_BYTES = 16
 
 
 def packed_bytes(channels: int, groups: int = 1) -> int:
-    """Bytes of one pixel's packed codes: 16 for each started 64 channels of a group.
+    """Return the bytes of one pixel's packed codes: 16 per 64 channels of a group, rounded up.
 
     Parameters
     ----------

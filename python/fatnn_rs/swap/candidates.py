@@ -13,7 +13,7 @@ from fatnn_rs.contained import named_modules
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.nn.base import QuantizedLayer, replaced_methods, why_replaced
 from fatnn_rs.nn.layers import TERNARY_QAT_MAPPING
-from fatnn_rs.nn.projections import PARTS, is_transposed_linear
+from fatnn_rs.nn.projections import INPUT_PROJECTIONS, is_transposed_linear
 from fatnn_rs.nn.subclass import why_not
 from fatnn_rs.replica import replica
 
@@ -35,15 +35,15 @@ class Candidate:
     ----------
     module
         The layer; for an input projection of an attention, the attention.
-    known
+    torch_class
         torch's class of such layers: ``nn.Conv2d`` also for subclasses of it.
-    part
+    projection
         ``"q_proj"``, ``"k_proj"`` or ``"v_proj"`` for a projection of an attention; else empty.
     """
 
     module: nn.Module
-    known: type[nn.Module]
-    part: str = ""
+    torch_class: type[nn.Module]
+    projection: str = ""
 
 
 @dataclass
@@ -54,14 +54,14 @@ class Candidates:
     ----------
     found
         Name → layer that can be quantized.
-    left
+    left_float
         Name → why the layer stays float.
     attentions
         Name → attention whose projections can be quantized.
     """
 
     found: dict[str, Candidate] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
+    left_float: dict[str, str] = field(default_factory=dict)
     attentions: dict[str, nn.MultiheadAttention] = field(default_factory=dict)
 
 
@@ -135,35 +135,37 @@ def find_candidates(model: nn.Module, config: TernaryConfig) -> Candidates:
             _layer(made, name, module, config)
     if not made.found:
         kinds = "nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d or nn.Linear"
-        reasons = "".join(f"; {name!r} is left float: {why}" for name, why in made.left.items())
+        reasons = "".join(
+            f"; {name!r} is left float: {why}" for name, why in made.left_float.items()
+        )
         raise ConfigError(f"{type(model).__name__} holds no {kinds} to quantize{reasons}")
     return made
 
 
-def _known(module: nn.Module) -> type[nn.Module] | None:
+def _torch_class(module: nn.Module) -> type[nn.Module] | None:
     if is_transposed_linear(module):
         return nn.Linear
     return next((kind for kind in TERNARY_QAT_MAPPING if isinstance(module, kind)), None)
 
 
 def _layer(made: Candidates, name: str, module: nn.Module, config: TernaryConfig) -> None:
-    known = _known(module)
-    if known is None:
+    torch_class = _torch_class(module)
+    if torch_class is None:
         if isinstance(module, WITHOUT_QUANTIZED):
-            made.left[name] = f"there is no quantized {type(module).__name__}"
+            made.left_float[name] = f"there is no quantized {type(module).__name__}"
         return
     if any(matches(pattern, name) for pattern in config.skip):
-        made.found[name] = Candidate(module, known)
+        made.found[name] = Candidate(module, torch_class)
         return
     if not _has_values(made, name, module):
         return
     reason = ""
     if not is_transposed_linear(module) and not replaced_methods(module):
-        reason = why_not(replica(module), known)
+        reason = why_not(replica(module), torch_class)
     if reason:
-        made.left[name] = reason
+        made.left_float[name] = reason
     else:
-        made.found[name] = Candidate(module, known)
+        made.found[name] = Candidate(module, torch_class)
 
 
 def _has_values(made: Candidates, name: str, module: Any) -> bool:
@@ -189,23 +191,25 @@ def _has_values(made: Candidates, name: str, module: Any) -> bool:
     weights = [tensor for tensor in module.parameters() if tensor.dim() > 1]
     empty = [tensor for tensor in weights if not tensor.numel()]
     if empty:
-        made.left[name] = f"its weight of shape {tuple(empty[0].shape)} is empty"
+        made.left_float[name] = f"its weight of shape {tuple(empty[0].shape)} is empty"
     return not empty
 
 
 def _scripted(made: Candidates, name: str, module: Any) -> None:
     """Note that the layers inside a scripted module stay float, because they are compiled."""
     for inner, child in module.named_modules():
-        kind = getattr(child, "original_name", "")
-        if kind in {known.__name__ for known in TERNARY_QAT_MAPPING}:
+        original = getattr(child, "original_name", "")
+        if original in {kind.__name__ for kind in TERNARY_QAT_MAPPING}:
             path = ".".join(part for part in (name, inner) if part)
-            made.left[path] = "torch.jit.script compiled it; script the model after training"
+            made.left_float[path] = "torch.jit.script compiled it; script the model after training"
 
 
 def _attention(
     made: Candidates, name: str, module: nn.MultiheadAttention, config: TernaryConfig
 ) -> None:
-    names = [".".join(part for part in (name, one) if part) for one in (*PARTS, "out_proj")]
+    names = [
+        ".".join(part for part in (name, one) if part) for one in (*INPUT_PROJECTIONS, "out_proj")
+    ]
     kind = type(module)
     reason = ""
     if kind.forward is not nn.MultiheadAttention.forward:
@@ -215,13 +219,13 @@ def _attention(
     elif torch.nn.utils.parametrize.is_parametrized(module):
         reason = "the attention's weights are parametrized"
     if reason:
-        made.left.update(dict.fromkeys(names, reason))
+        made.left_float.update(dict.fromkeys(names, reason))
         return
     made.attentions[name] = module
-    for part, full in zip(PARTS, names, strict=False):
+    for projection, full in zip(INPUT_PROJECTIONS, names, strict=False):
         skipped = any(matches(pattern, full) for pattern in config.skip)
         if skipped or _has_values(made, full, module):
-            made.found[full] = Candidate(module, nn.Linear, part)
+            made.found[full] = Candidate(module, nn.Linear, projection)
     _layer(made, names[-1], module.out_proj, config)
 
 
@@ -236,6 +240,6 @@ def has_small_groups(candidate: Candidate) -> bool:
     A depthwise convolution has one.
     """
     module: Any = candidate.module
-    if candidate.part or not isinstance(module, nn.modules.conv._ConvNd):
+    if candidate.projection or not isinstance(module, nn.modules.conv._ConvNd):
         return False
     return module.groups > 1 and module.in_channels // module.groups <= _MAX_SMALL_GROUP

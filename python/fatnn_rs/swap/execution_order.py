@@ -16,7 +16,7 @@ from fatnn_rs.contained import named_modules, register_contained
 from fatnn_rs.nn.examples import run_example
 from fatnn_rs.nn.observe import function_name, reads_values, tensors_in
 from fatnn_rs.nn.products import product_call
-from fatnn_rs.nn.projections import PARTS
+from fatnn_rs.nn.projections import INPUT_PROJECTIONS
 from fatnn_rs.replica import replica
 from fatnn_rs.swap.candidates import Candidate
 
@@ -113,7 +113,7 @@ def find_execution_order(
         only_norm = bool(users) and all(isinstance(user, _BatchNorm) for user in users)
         for name in names[module]:
             order += [name, *outs.get(name, ())]
-            is_whole = not candidates[name].part
+            is_whole = not candidates[name].projection
             feeds_norm[name] = is_whole and only_norm and feeds_norm.get(name, True)
     if not order:
         ran = run.order if run is not None else []
@@ -125,8 +125,8 @@ def _projections_after(candidates: Mapping[str, Candidate]) -> dict[str, list[st
     """Return last input projection of an attention → its output projection, which runs next."""
     after: dict[str, list[str]] = {}
     for name, candidate in candidates.items():
-        if candidate.part == PARTS[-1]:
-            out = f"{name.removesuffix(PARTS[-1])}out_proj"
+        if candidate.projection == INPUT_PROJECTIONS[-1]:
+            out = f"{name.removesuffix(INPUT_PROJECTIONS[-1])}out_proj"
             after[name] = [out] if out in candidates else []
     return after
 

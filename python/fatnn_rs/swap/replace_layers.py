@@ -61,8 +61,8 @@ def replace_layers(
             raise ConfigError(f"layer {name!r}: {error}") from error
         layer.set_name(name)
         layer._watch = watch
-        if candidate.part:
-            projections.append((candidate.module, candidate.part, layer))
+        if candidate.projection:
+            projections.append((candidate.module, candidate.projection, layer))
         else:
             layers[candidate.module] = layer
     modules = {module: name for name, module in named_modules(model)}
@@ -92,15 +92,15 @@ def _quantized(candidate: Candidate, options: LayerOptions, kind: Kind) -> Quant
         "act_range": options.act_range,
         "scale": kind.scale if options.scale is None else options.scale,
     }
-    if candidate.part:
+    if candidate.projection:
         if kind.int8:
-            return Int8Projection(module, candidate.part)
-        return TernaryProjection(module, candidate.part, **ternary)
+            return Int8Projection(module, candidate.projection)
+        return TernaryProjection(module, candidate.projection, **ternary)
     if is_transposed_linear(module):
         return transposed_linear(module, kind.int8, **({} if kind.int8 else ternary))
     mapping = INT8_QAT_MAPPING if kind.int8 else TERNARY_QAT_MAPPING
     options_of_kind = {} if kind.int8 else ternary
-    made: QuantizedLayer = mapping[candidate.known].from_float(module, **options_of_kind)
+    made: QuantizedLayer = mapping[candidate.torch_class].from_float(module, **options_of_kind)
     return made
 
 

@@ -1,8 +1,8 @@
-"""Calls that become several others: each is a function of torch's own calls that have rows.
+"""Lower a call as a composition of simpler torch calls that the engine supports.
 
-The function is traced. On random tensors with the example's shapes and strides it must give the
-bits of the call itself, at the example's batch size and at one more; otherwise the call stays in
-torch.
+A composition is a Python function. It is traced, and the traced calls are lowered. On random
+tensors with the example's shapes and strides it must give the same bits as the call, at the
+example's batch size and at one more; otherwise the call stays in torch.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ LowerCall = Callable[[Lowering, fx.Node], Any]
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TensorIndex:
     """Stands for a tensor in the arguments of a call."""
 
     index: int
 
 
-def _sample(ctx: Lowering, node: fx.Node, generator: torch.Generator, more: int) -> Tensor:
-    """Return a random tensor like a value, with a batch that is larger by ``more``."""
+def _sample(ctx: Lowering, node: fx.Node, generator: torch.Generator, extra: int) -> Tensor:
+    """Return a random tensor like a value, with a batch that is larger by ``extra``."""
     seen = ctx.seen(node)
     shape = list(seen.shape)
-    if more and shape:
-        shape[0] += more
+    if extra and shape:
+        shape[0] += extra
     if seen.dtype == torch.bool:
         return torch.rand(shape, generator=generator) < 0.5
     if seen.dtype != torch.float32:
         return torch.randint(0, 3, shape, generator=generator, dtype=seen.dtype)
     made = torch.randn(shape, generator=generator)
-    if more or any(
+    if extra or any(
         not stride and size > 1 for stride, size in zip(seen.geometry[2], shape, strict=True)
     ):
         return made
@@ -53,7 +53,7 @@ def _sample(ctx: Lowering, node: fx.Node, generator: torch.Generator, more: int)
 def _traced(
     function: Callable[..., Any], arguments: Any, shapes: list[tuple[int, ...]]
 ) -> fx.GraphModule | None:
-    """Trace a composition; ``arguments`` holds places for its tensors."""
+    """Trace a composition; ``arguments`` holds a :class:`_TensorIndex` for each tensor."""
     root = nn.Module()
     graph = fx.Graph()
     tracer = fx.Tracer()
@@ -65,14 +65,14 @@ def _traced(
         proxies.append(tracer.create_proxy("placeholder", f"x{i}", (), {}))
         proxies[-1].node.meta["shape"] = (i, shape, sizes)
     args, kwargs = pytree.tree_map(
-        lambda leaf: proxies[leaf.index] if isinstance(leaf, _Place) else leaf, arguments
+        lambda leaf: proxies[leaf.index] if isinstance(leaf, _TensorIndex) else leaf, arguments
     )
     try:
         made = function(*args, **kwargs)
         if made is None:
             return None
         graph.output(tracer.create_arg(made))
-    except Exception:  # arguments that the composition is not for
+    except Exception:  # the composition does not support these arguments
         return None
     module = fx.GraphModule(root, graph)
     module.meta["sizes"] = sizes
@@ -85,7 +85,7 @@ def rank(x: Any) -> int:
 
 
 def shape_of(x: Any) -> tuple[int, ...]:
-    """Return the example's shape of an argument of a composition; inputs are then held to it."""
+    """Return an argument's shape in the example; the inputs' sizes are then fixed to it."""
     place, shape, read = x.node.meta["shape"]
     read.append(place)
     return tuple(shape)
@@ -98,7 +98,7 @@ def compose(
     given: tuple[Any, Mapping[str, Any]],
     lower_call: LowerCall,
 ) -> Any:
-    """Lower a call as the calls of a function of the same arguments; None if that is not possible.
+    """Lower a call by its composition; return None if that is not possible.
 
     Parameters
     ----------
@@ -107,21 +107,21 @@ def compose(
     function
         The composition.
     original
-        What the call runs, to compare with.
+        The call itself, to compare with.
     given
         The call's positional and keyword arguments, with fx nodes for values.
     lower_call
         Lowers one node of the composition.
     """
-    # Constant integers are places of elements; a composition reads their values.
     if ctx.node in ctx.not_composed:
         return None
+    # Constant integer tensors are indices; a composition reads their values.
     indices = {node: ctx.constant(node) for node in fx_nodes(given)}
     indices = {n: v for n, v in indices.items() if v is not None and v.dtype == torch.int64}
     nodes = [node for node in dict.fromkeys(fx_nodes(given)) if node not in indices]
     if not nodes or any(ctx.plain(node) is None for node in nodes):
         return None
-    places: dict[fx.Node, Any] = {node: _Place(i) for i, node in enumerate(nodes)}
+    places: dict[fx.Node, Any] = {node: _TensorIndex(i) for i, node in enumerate(nodes)}
     arguments = fx.node.map_arg(given, (places | indices).__getitem__)
     module = _traced(function, arguments, [ctx.shape(node) for node in nodes])
     if module is None:
@@ -131,9 +131,9 @@ def compose(
     larger = [_sample(ctx, node, generator, int(ctx.constant(node) is None)) for node in nodes]
     try:
         seen = record(module, tuple(samples), _run(original, arguments, samples))
-    except Exception:  # it takes no such values
+    except Exception:  # the call rejects the random values
         return None
-    if isinstance(seen, str) or not _same_with(module, original, arguments, larger):
+    if isinstance(seen, str) or not _same_bits(module, original, arguments, larger):
         return None
     for node in (nodes[place] for place in module.meta["sizes"]):
         name = ctx.plain(node)
@@ -141,10 +141,10 @@ def compose(
     return _lowered(ctx, module, seen, nodes, lower_call)
 
 
-def _same_with(
+def _same_bits(
     module: fx.GraphModule, original: Callable[..., Any], arguments: Any, values: list[Tensor]
 ) -> bool:
-    """Whether a composition gives the call's bits at another batch size, if the call takes it."""
+    """Whether a composition gives the call's bits; also true if the call fails on the values."""
     try:
         wanted = _run(original, arguments, values)
     except Exception:
@@ -157,7 +157,7 @@ def _same_with(
 
 def _run(function: Callable[..., Any], arguments: Any, values: list[Tensor]) -> Any:
     args, kwargs = pytree.tree_map(
-        lambda leaf: values[leaf.index] if isinstance(leaf, _Place) else leaf, arguments
+        lambda leaf: values[leaf.index] if isinstance(leaf, _TensorIndex) else leaf, arguments
     )
     return function(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Compositions that only move elements: repetitions, splits, orders of dimensions, windows.
+"""Compositions that only move elements: repeats, splits, permutations, windows.
 
 See :mod:`fatnn_rs.convert.lower.compositions`.
 """
@@ -41,7 +41,7 @@ MAX_COPIES = 64
 
 
 def along(dim: int, part: slice) -> tuple[slice, ...]:
-    """Return an index that takes a part of one dimension."""
+    """Return an index that slices one dimension."""
     return tuple([slice(None)] * dim + [part])
 
 
@@ -71,7 +71,7 @@ def repeat_interleave(x: Any, repeats: Any, dim: Any = None, *, output_size: Any
 
 
 def expand_as(x: Any, other: Any) -> Any:
-    """Broadcast to another tensor's shape: a choice between two equal values."""
+    """Broadcast to another tensor's shape, by a ``where`` with ``x`` in both branches."""
     return torch.where(other == other, x, x)
 
 
@@ -133,7 +133,7 @@ def unflatten(x: Any, dim: Any, sizes: Any) -> Any:
 
 
 def channel_shuffle(x: Any, groups: Any) -> Any:
-    """Exchange groups and channels within a group."""
+    """Interleave the channels of the groups."""
     _, channels, *rest = shape_of(x)
     y = torch.reshape(x, (-1, groups, channels // groups, *rest))
     return torch.reshape(torch.transpose(y, 1, 2), (-1, channels, *rest))
@@ -144,7 +144,7 @@ def _pair(value: Any) -> list[int]:
 
 
 def _windows(x: Any, dim: int, size: int, step: int, dilation: int = 1) -> list[Any]:
-    """Return the elements at each place of windows along a dimension."""
+    """Return, per position in a window, its elements in all windows along a dimension."""
     ends = [(size - 1 - i) * dilation for i in range(size)]
     return [
         x[along(dim, slice(i * dilation, -end if end else None, step))]
@@ -154,15 +154,17 @@ def _windows(x: Any, dim: int, size: int, step: int, dilation: int = 1) -> list[
 
 def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
     """Take all windows of a map as columns."""
-    kernel, steps, each, around = (_pair(v) for v in (kernel_size, stride, dilation, padding))
+    kernel, strides, dilations, paddings = (
+        _pair(v) for v in (kernel_size, stride, dilation, padding)
+    )
     if rank(x) != 4 or math.prod(kernel) > MAX_COPIES:
         return None
-    if any(around):
-        x = functional.pad(x, [around[1], around[1], around[0], around[0]])
+    if any(paddings):
+        x = functional.pad(x, [paddings[1], paddings[1], paddings[0], paddings[0]])
     taps = [
         tap
-        for row in _windows(x, 2, kernel[0], steps[0], each[0])
-        for tap in _windows(row, 3, kernel[1], steps[1], each[1])
+        for row in _windows(x, 2, kernel[0], strides[0], dilations[0])
+        for tap in _windows(row, 3, kernel[1], strides[1], dilations[1])
     ]
     return torch.flatten(torch.flatten(torch.stack(taps, 2), 3, 4), 1, 2)
 
@@ -175,7 +177,7 @@ def sliding(x: Any, dimension: Any, size: Any, step: Any) -> Any:
 
 
 def pad(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Any:
-    """Pad where some sides are negative, which cuts."""
+    """Pad if some sides are negative: a negative side crops."""
     if mode != "constant" or min(pad, default=0) >= 0:
         return None
     last = rank(x) - 1
@@ -200,7 +202,7 @@ def index_select(x: Any, dim: Any, index: Any) -> Any:
 
 
 def getitem(x: Any, index: Any) -> Any:
-    """Index by one list or constant tensor of indices, and whole dimensions before and after."""
+    """Index one dimension by a list or constant tensor, and take all of the others."""
     parts = list(index) if isinstance(index, tuple) else [index]
     given = [i for i, part in enumerate(parts) if isinstance(part, (list, Tensor))]
     rest = [part for i, part in enumerate(parts) if i not in given]

@@ -1,7 +1,8 @@
-"""Functions, methods and modules as compositions of calls that have rows.
+"""Functions, methods and modules written with simpler torch calls that the engine supports.
 
-Each function here has the signature of torch's own. It returns None for arguments that it is not
-for. :mod:`fatnn_rs.convert.lower.composed` traces it and checks its bits.
+Each function here has the signature of the torch function that it replaces, and returns None for
+arguments that it does not support. :mod:`fatnn_rs.convert.lower.composed` traces it and compares
+its bits with torch's.
 """
 
 from __future__ import annotations
@@ -95,10 +96,10 @@ def _isfinite(x: Any) -> Any:
 
 
 def _nan_to_num(x: Any, nan: Any = None, posinf: Any = None, neginf: Any = None) -> Any:
-    most = torch.finfo(torch.float32).max
+    largest = torch.finfo(torch.float32).max
     y = torch.where(x != x, float(nan or 0), x)
-    y = torch.where(y == math.inf, most if posinf is None else float(posinf), y)
-    return torch.where(y == -math.inf, -most if neginf is None else float(neginf), y)
+    y = torch.where(y == math.inf, largest if posinf is None else float(posinf), y)
+    return torch.where(y == -math.inf, -largest if neginf is None else float(neginf), y)
 
 
 def _diff(x: Any, n: Any = 1, dim: Any = -1, prepend: Any = None, append: Any = None) -> Any:
@@ -109,14 +110,14 @@ def _diff(x: Any, n: Any = 1, dim: Any = -1, prepend: Any = None, append: Any = 
 
 
 def _logsumexp(x: Any, dim: Any, keepdim: Any = False) -> Any:
-    most = torch.amax(x, dim, True)
-    most = torch.where(torch.abs(most) == math.inf, 0.0, most)
-    sums = torch.log(torch.sum(torch.exp(x - most), dim, keepdim))
+    shift = torch.amax(x, dim, True)
+    shift = torch.where(torch.abs(shift) == math.inf, 0.0, shift)
+    sums = torch.log(torch.sum(torch.exp(x - shift), dim, keepdim))
     dims = [dim] if isinstance(dim, int) else list(dim)
     if not keepdim:
         for at in sorted((d % rank(x) for d in dims), reverse=True):
-            most = torch.squeeze(most, at)
-    return sums + most
+            shift = torch.squeeze(shift, at)
+    return sums + shift
 
 
 def _one_hot(x: Any, num_classes: Any = -1) -> Any:
@@ -125,9 +126,9 @@ def _one_hot(x: Any, num_classes: Any = -1) -> Any:
     return (torch.unsqueeze(x, -1) == torch.arange(num_classes)).to(torch.int64)
 
 
-def _triangle(part: Callable[..., Any]) -> Callable[..., Any]:
+def _triangle(keep: Callable[..., Any]) -> Callable[..., Any]:
     def composed(x: Any, diagonal: Any = 0) -> Any:
-        kept = part(torch.ones(shape_of(x)[-2:], dtype=torch.bool), diagonal)
+        kept = keep(torch.ones(shape_of(x)[-2:], dtype=torch.bool), diagonal)
         return torch.where(kept, x, 0.0)
 
     return composed
@@ -142,7 +143,7 @@ def _all(x: Any, dim: Any = None, keepdim: Any = False) -> Any:
 
 
 def _sum(x: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) -> Any:
-    """Sum integers or masks: the last of their cumulative sums."""
+    """Sum integers or masks: take the last cumulative sum."""
     if not isinstance(dim, int) or dtype is not None:
         return None
     at = dim % rank(x)

@@ -2,7 +2,7 @@
 
 They become constants. If the batch size is free, each value is computed at two batch sizes. A value
 that only repeats along its first dimension becomes one sample, which is repeated for every batch.
-Sizes after the batch are the example's, and the inputs are then fixed to them.
+All sizes but the batch are the example's, and the inputs are then fixed to these sizes.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class Folding:
                     results.append(getattr(args[0], str(node.target))(*args[1:], **kwargs))
                 else:
                     results.append(node.target(*args, **kwargs))  # type: ignore[operator]
-            except Exception:  # the sizes do not fit at the other batch size
+            except Exception:  # the call fails at the other batch size
                 return False
             if sum(x.numel() for x in _tensors(results[-1])) > _MAX_ELEMENTS:
                 return False
@@ -226,7 +226,7 @@ class Folding:
         return True
 
     def tensor(self, node: fx.Node) -> Fixed | Repeated | None:
-        """Return what the current value of a computed node is in every run; None if it varies."""
+        """Return a computed node's current value, or None if it is no such tensor."""
         one, other = self.values[node]
         if not isinstance(one, Tensor) or not isinstance(other, Tensor):
             return None
@@ -244,8 +244,8 @@ class Folding:
         same = all(_same(x, sample.expand_as(x)) for x in (one, other))
         return Repeated(sample) if same else None
 
-    def rank_of_sample_numbers(self, node: Any) -> int | None:
-        """Return the rank of a value that numbers the samples of a batch from 0, or None."""
+    def rank_of_sample_indices(self, node: Any) -> int | None:
+        """Return the rank of a value that holds the indices 0, 1, ... of all samples, or None."""
         if not isinstance(node, fx.Node) or node not in self.values or self._batch is None:
             return None
         for value, batch in zip(self.values[node], (self._batch, self._batch + 1), strict=True):

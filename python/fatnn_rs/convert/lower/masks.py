@@ -144,9 +144,9 @@ def additive_mask(ctx: Lowering, mask: Any, hides: bool = False) -> str | None:
 
 
 def full_like(ctx: Lowering, input: Any, fill_value: Any, **how: Any) -> Ref | None:
-    """Fill a value of another's shape, whose sizes stay free: a choice between two equal numbers.
+    """Lower as ``where`` with the same number in both branches, so that free sizes stay free.
 
-    Without free sizes, or if nothing writes into the result, it is a constant already.
+    If no size is free, or nothing writes into the result, folding has made it a constant already.
     """
     name, dtype = ctx.plain(input), ctx.seen(ctx.node).dtype
     if name is None or dtype not in PLAIN:
@@ -225,7 +225,7 @@ def embedding(
     scale_grad_by_freq: Any = False,
     sparse: Any = False,
 ) -> Ref | None:
-    """Look up rows of a constant table. Padding and gradient options change nothing here.
+    """Look up rows of a constant table. Padding and gradient options do not affect inference.
 
     Raises
     ------
@@ -270,7 +270,7 @@ def take(ctx: Lowering, input: Any, indices: Any) -> Ref | None:
     name, shape = ctx.plain(input), ctx.shape(input)
     if name is None or not isinstance(indices, (tuple, list)) or len(indices) != 2:
         return None
-    rank = ctx.folding.rank_of_sample_numbers(indices[0])
+    rank = ctx.folding.rank_of_sample_indices(indices[0])
     if rank is None or len(shape) != 2 or not isinstance(indices[1], fx.Node):
         return None
     if indices[1] not in ctx.folding.values:

@@ -202,7 +202,7 @@ def _instance_norm_module(dims: int) -> Row:
         name = ctx.value(input)
         if name is None:
             return None
-        # With running statistics it computes a BatchNorm.
+        # With running statistics, an instance norm computes the same as a BatchNorm.
         tensors = {"mean": module.running_mean, "var": module.running_var, **affine}
         attrs = {"eps": float(module.eps), "layout": ctx.seen(input).layout}
         return ctx.emit("batch_norm", [name], attrs, tensors)

@@ -20,7 +20,7 @@ __all__ = ["FUNCTIONS", "METHODS"]
 
 
 def batch_source(ctx: Lowering, value: Any) -> fx.Node | None:
-    """Return the tensor whose first size an argument is, or None."""
+    """Return the tensor whose batch size an argument reads, or None."""
     if not isinstance(value, fx.Node):
         return None
     args: tuple[Any, ...] = value.args

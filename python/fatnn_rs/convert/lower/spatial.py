@@ -31,7 +31,7 @@ _LINEAR = {1: "linear", 2: "bilinear"}
 
 
 def sizes_of(ctx: Lowering, value: Any) -> tuple[fx.Node, tuple[int, ...]] | None:
-    """Return the tensor and the dimensions whose sizes an argument is, or None.
+    """Return the tensor and the dimensions whose sizes an argument reads, or None.
 
     Recognises ``x.size()``, ``x.shape``, indexing and slices of them, and tuples of sizes.
     """

@@ -1,9 +1,9 @@
 """Lower a captured graph, call by call.
 
 Each call is looked up in three tables: module classes, functions and tensor methods. The row found
-there adds nodes to the graph or declines. A call that no row takes becomes a ``torch`` node, which
-runs the original. A call that writes into its arguments becomes a function: later reads of that
-memory get its result (:mod:`fatnn_rs.convert.mutation`).
+there is a function that adds nodes to the graph or declines. A call that no row lowers becomes a
+``torch`` node, which runs the original. A call that writes into its arguments is replaced by one
+that returns a new value, which later reads of that memory get (:mod:`fatnn_rs.convert.mutation`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
         try:
             result: Ref | None = row(ctx, module, *args, **kwargs)
         except TypeError:
-            result = None  # the row does not know these arguments
+            result = None  # the row does not support these arguments
         if result is not None:
             return result
     composition = compositions.MODULES.get(type(module))
@@ -167,7 +167,7 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
                 if made is None:
                     del ctx.fixed_size_values[count:]
         except TypeError:
-            made = None  # the row does not know these arguments
+            made = None  # the row does not support these arguments
     if made is None:
         made = _composed(ctx, node)
     if made is not None:
@@ -266,8 +266,8 @@ def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Graph:
                 fixed = [dim for dim in captured.fixed if dim < len(seen.shape)]
                 attrs: dict[str, Any] = {"fixed": fixed}
                 if captured.batch is not None:
-                    most = NO_LIMIT if captured.batch.most is None else captured.batch.most
-                    attrs["batch"] = [captured.batch.least, most, captured.batch.multiple]
+                    high = NO_LIMIT if captured.batch.max is None else captured.batch.max
+                    attrs["batch"] = [captured.batch.min, high, captured.batch.multiple]
                 ctx.env[node] = ctx.emit(
                     "input", [], attrs, dtype=str(seen.dtype).removeprefix("torch.")
                 )
@@ -291,7 +291,8 @@ def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Graph:
     )
     for name in ctx.aliases.inputs_written():
         ctx.graph.notes.append(
-            f"forward writes into its argument {name!r}; the network leaves the caller's as it is"
+            f"forward writes into its argument {name!r}; the network does not change the caller's "
+            "tensor"
         )
     if view_name := ctx.aliases.depends_on_sizes(ctx.folding.values):
         fix_input_sizes(

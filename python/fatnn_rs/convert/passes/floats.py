@@ -79,7 +79,7 @@ def _epilogue(
     Returns
     -------
     tuple
-        The fused nodes, and ``scale`` and ``bias`` by role.
+        The fused nodes, and the tensors: role (``"scale"`` or ``"bias"``) → values.
     """
     if not tail:
         return [], {}
