@@ -45,8 +45,8 @@ def convert(
         ``AveragedModel``) is unwrapped. Its forward must depend only on its arguments, without
         state or random numbers.
     example_inputs
-        A tensor, a tuple of the model's positional arguments, or a dict of keyword arguments (only
-        those that may also be positional). Batch and image sizes stay free if the model leaves them
+        A tensor, a tuple of the model's positional arguments, or a dict of its arguments by name
+        (needed for keyword-only ones). Batch and image sizes stay free if the model leaves them
         free. Arguments may be lists, tuples, dicts, named tuples, dataclasses and classes that are
         registered with torch's pytree, of tensors and plain values; calls must be built as the
         example. Ranks, channels, dtypes and the values of arguments that are not tensors are fixed.
@@ -114,8 +114,8 @@ def convert_float(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
 def _convert(
     model: nn.Module, example_inputs: Any, float_layers: str, progress: bool = False
 ) -> TernaryNetwork:
-    arguments = check_inputs("example_inputs", example_inputs, model)
-    root, arguments, nested = flattened(as_root(model), arguments)
+    arguments, named = check_inputs("example_inputs", example_inputs, model)
+    root, arguments, nested = flattened(as_root(model), arguments, named)
     # Tensors made in inference mode do not count writes into them.
     with (
         torch.inference_mode(False),
