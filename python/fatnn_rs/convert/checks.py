@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fatnn_rs.contained import named_modules
 from fatnn_rs.convert.levels import ACT_LEVELS, WEIGHT_LEVELS
+from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.structure import leaves, plain
 from fatnn_rs.errors import ConversionError, InputError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
@@ -130,6 +131,13 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     layers = quantized_layers(model)
     if quantized and not layers:
+        for name, module in model.named_modules():
+            if isinstance(module, TernaryNetwork):
+                where = f"module {name!r}" if name else "the model"
+                raise ConversionError(
+                    f"{where} is a converted network already, and there is nothing else to "
+                    "convert; call it, save it, or convert the prepared model it was made from"
+                )
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to "
             "convert; call fatnn_rs.prepare(model) first, and train it"
@@ -228,6 +236,11 @@ def _parameters_and_statistics(model: nn.Module) -> Iterator[tuple[str, Tensor]]
 def _check_tensor(name: str, tensor: Tensor, quantized: bool) -> None:
     module, _, attribute = name.rpartition(".")
     where = f"module {module!r}: {attribute}"
+    if tensor.is_meta:
+        raise ConversionError(
+            f"{where} is on the meta device, which holds no values; give the model values first: "
+            "to_empty(device='cpu'), then load_state_dict"
+        )
     if tensor.device.type != "cpu":
         raise ConversionError(f"{where} is on {tensor.device}; convert on the CPU: model.cpu()")
     if not tensor.is_floating_point():

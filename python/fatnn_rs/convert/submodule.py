@@ -22,7 +22,7 @@ from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.structure import leaves, plain, same_values
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn.examples import as_arguments
-from fatnn_rs.replica import replica
+from fatnn_rs.replica import replica, unwrapped
 
 __all__ = ["convert_submodule"]
 
@@ -64,6 +64,7 @@ def convert_submodule(
     InputError
         If the model does not take the example.
     """
+    name, model = _in_wrapped(model, name)
     module = _find(model, name)
     args, kwargs = as_arguments(model, example_inputs)
     (positional, named), expected = _first_call(model, name, args, kwargs)
@@ -96,6 +97,16 @@ def convert_submodule(
             "methods, or call it with inputs of several kinds: convert its children one by one"
         )
     return net
+
+
+def _in_wrapped(model: nn.Module, name: str) -> tuple[str, nn.Module]:
+    """Return the model inside wrappers, and its name for the submodule."""
+    inner: nn.Module = unwrapped(model)
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    if inner is model or name not in modules:
+        return name, inner
+    names = (own for own, module in inner.named_modules() if module is modules[name])
+    return next(names, name), inner
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:
