@@ -105,7 +105,11 @@ def test_wrong_ranges_are_refused(shapes: Any, says: str) -> None:
     [
         (Sum, {1: Dim("c", min=1, max=8)}, "dimension 1 cannot be from 1 to 8.*channels"),
         (Flat, {2: H}, r"'x', dimension 2|at 'x' \[4, 4, 4, 6\]"),
-        (Branches, {0: N}, r"dimension 0 cannot be from 2 to 16: the model branches on the batch, which is from 4\."),
+        (
+            Branches,
+            {0: N},
+            r"dimension 0 cannot be from 2 to 16: the model branches on the batch, which is from 4\.",
+        ),
         (Branches, {2: H}, "dimension 2 cannot be from 4 to 12: input sizes are fixed"),
         (Valid, {2: Dim("h", min=1, max=12)}, "at 'input'.*the model fails.*narrow the range"),
     ],

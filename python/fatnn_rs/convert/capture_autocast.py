@@ -37,10 +37,11 @@ def inline_autocast(module: fx.GraphModule) -> None:
                 one.target = name
         count += 1
         with graph.inserting_before(node):
-            results = graph.graph_copy(inner.graph, values)
+            results: Any = graph.graph_copy(inner.graph, values)
         for user in list(node.users):
             assert user.target is operator.getitem
-            user.replace_all_uses_with(results[user.args[1]])
+            place: Any = user.args[1]
+            user.replace_all_uses_with(results[place])
             graph.erase_node(user)
         graph.erase_node(node)
         if not region.users:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fatnn_rs.contained import named_modules
 from fatnn_rs.convert.capture import copies
 from fatnn_rs.convert.structure import leaves, plain
+from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.replica import replica
 
 __all__ = ["origin_of_nan"]
@@ -46,22 +47,25 @@ def origin_of_nan(model: nn.Module, arguments: tuple[Any, ...]) -> str:
                 return
             if not _finite((args, kwargs)):
                 found.append(
-                    f"in the model, an operation before module {name!r} gives NaN or infinity, "
-                    f"too: {_DIVERGED}"
+                    "so does the model in torch: an operation before its module "
+                    f"{name!r} gives NaN or infinity; {_DIVERGED}"
                 )
                 return
             own = [value for value in module.parameters() if value.numel()]
-            weights = f", and its parameters up to {_largest(own):.3g}" if own else ""
+            weights = f", its parameters {_largest(own):.3g}" if own else ""
             found.append(
-                f"in the model, module {name!r} ({type(module).__name__}) is the first to give NaN "
-                f"or infinity, too; its inputs reach {_largest((args, kwargs)):.3g}{weights}: "
-                f"{_DIVERGED}"
+                f"so does the model in torch: its module {name!r} ({type(module).__name__}) is the "
+                f"first to give NaN or infinity (its inputs reach {_largest((args, kwargs)):.3g}"
+                f"{weights}); {_DIVERGED}"
             )
 
         return hook
 
-    for name, module in named_modules(made):
-        if name and not any(True for _ in module.children()):
+    modules = dict(named_modules(made))
+    quantized = tuple(f"{n}." for n, m in modules.items() if isinstance(m, QuantizedLayer))
+    for name, module in modules.items():
+        whole = isinstance(module, QuantizedLayer) or not any(True for _ in module.children())
+        if name and whole and not name.startswith(quantized):
             module.register_forward_hook(hook_for(name), with_kwargs=True)
     try:
         with torch.no_grad():
@@ -70,7 +74,7 @@ def origin_of_nan(model: nn.Module, arguments: tuple[Any, ...]) -> str:
         return found[0] if found else ""
     if found:
         return found[0]
-    return "" if _finite(result) else f"the model gives NaN or infinity, too: {_DIVERGED}"
+    return "" if _finite(result) else f"so does the model in torch; {_DIVERGED}"
 
 
 def _tensors(value: Any) -> list[Tensor]:

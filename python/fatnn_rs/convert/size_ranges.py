@@ -111,7 +111,7 @@ def _size(where: str, dim: int, wanted: Any, size: int) -> Size | None:
             f"{where}: {wanted.__name__} is computed from another Dim, which convert does not "
             "take; give torch.export.Dim(name, min=..., max=...)"
         )
-    least, most = wanted.min, wanted.max  # type: ignore[attr-defined]
+    least, most = wanted.min, wanted.max
     return Size(dim, wanted.__name__, int(least), most if type(most) is int else None)
 
 

@@ -153,7 +153,8 @@ def _as_example(module: nn.Module, positional: tuple[Any, ...], named: dict[str,
     """Return a call as an example for convert: by name, if it has keyword-only arguments."""
     if not named:
         return positional
-    return {**dict(zip(inspect.signature(module.forward).parameters, positional)), **named}
+    names = inspect.signature(module.forward).parameters
+    return {**dict(zip(names, positional, strict=False)), **named}
 
 
 def _keep_layouts(net: TernaryNetwork, outputs: Any) -> None:

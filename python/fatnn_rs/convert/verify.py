@@ -264,9 +264,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     arguments, named = check_inputs("inputs", inputs, model)
     root = as_root(model)
     observer = _NetworkCodes(net.graph)
-    result = net.run_observed(
-        copies(arguments), observer, as_run=True, kwargs=named_copies(named)
-    )
+    result = net.run_observed(copies(arguments), observer, as_run=True, kwargs=named_copies(named))
     with _eager_codes(root) as eager:
         expected = root(*copies(arguments), **named_copies(named))
     strange = sorted(set(observer.taken) - set(eager))

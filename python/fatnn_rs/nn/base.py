@@ -242,7 +242,6 @@ def qat_layer(cls: type[Layer], module: nn.Module, expected: type[nn.Module]) ->
         raise ConfigError(f"{cls.__name__}.from_float: {why_replaced(changed)}")
     layer = cls.__new__(cls)
     layer.__dict__.update(module.__dict__)
-    layer.__dict__.pop("_compiled_call_impl", None)  # of module.compile(): it calls the float layer
     for own in ("_parameters", "_buffers", "_modules"):
         layer.__dict__[own] = dict(module.__dict__[own])
     for slot in slots(type(module)):
