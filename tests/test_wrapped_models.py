@@ -187,6 +187,29 @@ def test_models_fused_by_torch_are_plain_models() -> None:
     assert torch.equal(convert(model, X)(X), model(X))
 
 
+class NoAutocast(TwoConvs):
+    """Turns autocast off, also in a region in another one; torch.export makes calls of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Buffer(torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            y = self.both(x) + self.offset
+            with torch.autocast("cuda", enabled=False):
+                y, z = y.relu(), y * 2.0
+        return y + z if x.shape[1] == 4 else y
+
+
+def test_regions_without_autocast_are_plain_code(tmp_path: Path) -> None:
+    model = ready(NoAutocast(), X)
+    net = convert(model, X)
+    assert any("captured by torch.export" in note for note in net.graph.notes)
+    fatnn_rs.save(net, tmp_path / "net")
+    assert torch.equal(fatnn_rs.load(tmp_path / "net")(X), model(X))
+
+
 class Plain(TwoConvs):
     def forward(self, x: Tensor) -> Tensor:
         return self.both(x)
