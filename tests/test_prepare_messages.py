@@ -227,12 +227,110 @@ MISUSES: dict[str, tuple[Callable[[], object], type[FatnnError], str]] = {
         InputError,
         "example_inputs: expected a tensor",
     ),
+    "diverged, converted": (
+        lambda: convert(_diverged(), 10 * X),
+        InputError,
+        r"layer '3': input: element \d+ is NaN.*so does the model in torch: its module '0' "
+        r"\(Linear\) is the first.*its parameters 3e\+38.*earlier checkpoint",
+    ),
+    "diverged between modules, converted": (
+        lambda: convert(prepare(Divided(), ALL, X).eval(), torch.zeros(4, 8)),
+        InputError,
+        "layer 'last': input: element 0 is NaN.*an operation before its module 'last'",
+    ),
+    "NaN in the example, converted": (
+        lambda: convert(prepared(), X * torch.nan),
+        InputError,
+        "layer '0': input: element 0 is NaN.*the example inputs hold NaN or infinity",
+    ),
+    "one layer in bfloat16": (
+        lambda: convert(_with_bfloat16(), X),
+        ConversionError,
+        r"module '1': weight is torch.bfloat16; expected float32: call model.float\(\)",
+    ),
+    "one layer on the meta device, converted": (
+        lambda: convert(_with_meta(), X),
+        ConversionError,
+        "module '1': weight is on the meta device.*to_empty",
+    ),
+    "one layer in training mode": (
+        lambda: convert(_with_training(), X),
+        ConversionError,
+        r"module '2' is in training mode; call model.eval\(\)",
+    ),
+    "converted twice": (
+        lambda: convert(convert(prepared(), X), X),
+        ConversionError,
+        "the model is a converted network already.*call it, save it",
+    ),
+    "converted parts only, converted": (
+        lambda: convert(nn.Sequential(convert(prepared(), X)), X),
+        ConversionError,
+        "module '0' is a converted network already",
+    ),
+    "converted, prepared": (
+        lambda: prepare(nn.Sequential(nn.Linear(8, 8), convert(prepared(), X)), ALL, X),
+        ConfigError,
+        "module '1' is a converted network.*prepare the float model",
+    ),
+    "converted, calibrated": (
+        lambda: calibrate(convert(prepared(), X), X),
+        ConfigError,
+        "no ternary or int8 layer.*a converted network is not calibrated",
+    ),
+    "calibrated with no sample": (
+        lambda: calibrate(prepared(), X[:0]),
+        InputError,
+        r"the batch is empty \(a tensor \[0, 8\].*give a batch with samples",
+    ),
+    "calibrated with nothing": (
+        lambda: calibrate(prepared(), None),
+        InputError,
+        "expected one batch of real data.*got a NoneType; give torch tensors",
+    ),
     "a summary with a misspelt name": (
         lambda: summary(mlp(), X, TernaryConfig(skip=("l",))),
         ConfigError,
         "matches no layer",
     ),
 }
+
+
+def _diverged() -> nn.Sequential:
+    model = prepare(mlp(), TernaryConfig(first="float", last="ternary", skip=("1",)), X).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, -1.0] * 4) * 3e38)
+    return model
+
+
+class Divided(nn.Module):
+    """Divides by its input, so it gives NaN for zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.first(x) + x / x)
+        return y
+
+
+def _with_bfloat16() -> nn.Sequential:
+    model = prepared()
+    model[1].bfloat16()
+    return model
+
+
+def _with_meta() -> nn.Sequential:
+    model = prepared()
+    model[1].weight = nn.Parameter(model[1].weight.to("meta"))
+    return model
+
+
+def _with_training() -> nn.Sequential:
+    model = prepared()
+    model[2].train()
+    return model
 
 
 def _hooked() -> nn.Sequential:

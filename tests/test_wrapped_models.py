@@ -6,6 +6,7 @@ import copy
 import functools
 import io
 import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import fatnn_rs
 from fatnn_rs import UnsupportedError
 from fatnn_rs.convert import TernaryNetwork, convert, verify
+from fatnn_rs.nn import QuantizedLayer, calibrate
 from nets import ResNet, TwoConvs, image, ready
 
 X = image(4, 4, 6, 6)
@@ -92,6 +94,7 @@ def test_wrapped_models_convert_to_the_same_network() -> None:
         assert torch.equal(convert(wrapped, X)(X), expected)
         assert verify(wrapped, convert(wrapped, X), X).identical
     accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state()  # of other tests in this process
     prepared = (
         accelerate.Accelerator(cpu=True, mixed_precision="bf16")
         .prepare_model(copy.deepcopy(model))
@@ -99,6 +102,112 @@ def test_wrapped_models_convert_to_the_same_network() -> None:
     )
     net = convert(prepared, X)
     assert torch.equal(net(X), expected)
+
+
+def _in_ddp(model: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def _compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+#: Each returns a wrapper around a model, and shares its layers.
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
+    "DistributedDataParallel": _in_ddp,
+    "DataParallel": nn.DataParallel,
+    "compile": lambda model: torch.compile(model, backend="eager"),
+    "compile in place": _compiled_in_place,
+    "compiled and parallel": lambda model: torch.compile(_in_ddp(model), backend="eager"),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("how", WRAPPERS)
+def test_every_function_takes_a_wrapped_model(how: str) -> None:
+    model = ready(Plain(), X)
+    expected = model(X)
+    wrapped = WRAPPERS[how](model).eval()
+    net = convert(wrapped, X)
+    assert torch.equal(net(X), expected)
+    assert verify(wrapped, net, X).identical
+    assert [row.name for row in fatnn_rs.summary(wrapped, X).rows] == ["a", "b"]
+    calibrate(wrapped, X)
+    layers = [m for m in wrapped.modules() if isinstance(m, QuantizedLayer)]
+    assert sorted(layer.layer_name for layer in layers) == ["a", "b"]
+    fatnn_rs.convert_submodule(wrapped, "a", X)
+    assert isinstance(wrapped.get_submodule(_full_name(wrapped, "a")), TernaryNetwork)
+    with torch.no_grad():
+        assert torch.equal(wrapped(X), expected)
+
+
+def _full_name(model: nn.Module, last: str) -> str:
+    return next(name for name, _ in model.named_modules() if name.split(".")[-1] == last)
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("how", WRAPPERS)
+def test_a_wrapped_float_model_is_prepared_or_refused_in_words(how: str) -> None:
+    wrapped = WRAPPERS[how](Plain()).eval()
+    ternary = fatnn_rs.TernaryConfig(first="ternary", last="ternary")
+    assert fatnn_rs.explain(wrapped, X, ternary).layers_ternary == 2
+    assert len(fatnn_rs.summary(wrapped, X).rows) == 2
+    if how in ("DataParallel", "compile in place"):
+        fatnn_rs.prepare(wrapped, ternary, X)
+        before = wrapped(X)
+        assert torch.equal(convert(wrapped, X)(X), before)
+        return
+    with pytest.raises(fatnn_rs.ConfigError, match=r"the model is a.*prepare the model"):
+        fatnn_rs.prepare(wrapped, ternary, X)
+
+
+def test_a_layer_compiled_in_place_is_refused_by_name() -> None:
+    model = Plain().eval()
+    model.a.compile(backend="eager")
+    with pytest.raises(fatnn_rs.ConfigError, match=r"layer 'a': .*compile it after prepare"):
+        ready(model, X)
+
+
+def test_models_fused_by_torch_are_plain_models() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    fused = torch.nn.utils.fusion.fuse_conv_bn_eval(model.eval()[0], model[1])
+    model = ready(nn.Sequential(fused, nn.ReLU(), model[3]), X)
+    assert torch.equal(convert(model, X)(X), model(X))
+
+
+class NoAutocast(TwoConvs):
+    """Turns autocast off, also in a region in another one; torch.export makes calls of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Buffer(torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            y = self.both(x) + self.offset
+            with torch.autocast("cuda", enabled=False):
+                y, z = y.relu(), y * 2.0
+        return y + z if x.shape[1] == 4 else y
+
+
+def test_regions_without_autocast_are_plain_code(tmp_path: Path) -> None:
+    model = ready(NoAutocast(), X)
+    net = convert(model, X)
+    assert any("captured by torch.export" in note for note in net.graph.notes)
+    fatnn_rs.save(net, tmp_path / "net")
+    assert torch.equal(fatnn_rs.load(tmp_path / "net")(X), model(X))
 
 
 class Plain(TwoConvs):

@@ -58,6 +58,7 @@ class _Copier:
         made.__dict__.update(
             {key: self.copy_value(value) for key, value in module.__dict__.items()}
         )
+        made.__dict__.pop("_compiled_call_impl", None)  # it calls the original
         for slot in slots(type(module)):
             if hasattr(module, slot):
                 setattr(made, slot, self.copy_value(getattr(module, slot)))

@@ -10,7 +10,7 @@ from typing import Any
 from fatnn_rs.errors import FormatError, InputError
 from fatnn_rs.nested import Nested, equal, nested_from_json, shown
 
-__all__ = ["NOTHING", "Argument", "argument_to_json", "arguments_from_json", "bind_call"]
+__all__ = ["NOTHING", "Argument", "Size", "argument_to_json", "arguments_from_json", "bind_call"]
 
 
 class _Nothing:
@@ -24,6 +24,36 @@ class _Nothing:
 
 
 NOTHING = _Nothing()
+
+
+@dataclass(frozen=True)
+class Size:
+    """A limit on one dimension of a tensor argument.
+
+    Attributes
+    ----------
+    dim
+        The dimension.
+    name
+        Dimensions with equal names must have equal sizes in each call; "" for none.
+    least, most
+        Smallest and largest size; ``most`` is None if there is no limit.
+    """
+
+    dim: int
+    name: str
+    least: int
+    most: int | None = None
+
+    def holds(self, size: int) -> bool:
+        """Whether a size is allowed."""
+        return self.least <= size and (self.most is None or size <= self.most)
+
+    def described(self) -> str:
+        """Describe the allowed sizes for messages."""
+        if self.least == self.most:
+            return f"{self.least}"
+        return f"from {self.least}" + ("" if self.most is None else f" to {self.most}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +76,8 @@ class Argument:
         Whether it may be given by keyword.
     nested
         How tensors lie in an argument that is a container; None for other arguments.
+    sizes
+        Limits on a tensor's sizes that the user gave at conversion.
     """
 
     name: str
@@ -55,6 +87,7 @@ class Argument:
     positional: bool = True
     keyword: bool = True
     nested: Nested | None = None
+    sizes: tuple[Size, ...] = ()
 
 
 def bind_call(
@@ -99,6 +132,7 @@ def bind_call(
             )
         given[name] = value
     tensors = []
+    equal_sizes: dict[str, tuple[str, int]] = {}
     for argument in arguments:
         if argument.tensor:
             if argument.name not in given:
@@ -107,6 +141,7 @@ def bind_call(
                     f"{argument.name!r} is missing; call it with the tensors its model takes"
                 )
             tensors.append(given[argument.name])
+            _check_sizes(argument, given[argument.name], equal_sizes)
             continue
         value = given.get(argument.name, argument.default)
         if argument.nested is not None:
@@ -119,6 +154,29 @@ def bind_call(
                 "the value you want"
             )
     return tensors
+
+
+def _check_sizes(argument: Argument, value: Any, equal: dict[str, tuple[str, int]]) -> None:
+    """Check a tensor's sizes against the limits; its rank is checked later."""
+    shape = getattr(value, "shape", ())
+    for size in argument.sizes:
+        if size.dim >= len(shape):
+            continue
+        got = shape[size.dim]
+        where = f"argument {argument.name!r}, dimension {size.dim}"
+        if not size.holds(got):
+            name = f" ({size.name})" if size.name else ""
+            raise InputError(
+                f"{where}{name}: the network was converted for sizes {size.described()}, got {got} "
+                f"in shape {list(shape)}; give a size in this range, or convert the model again "
+                "with other dynamic_shapes"
+            )
+        first, other = equal.setdefault(size.name, (where, got)) if size.name else (where, got)
+        if other != got:
+            raise InputError(
+                f"{where}: expected the size of {first}, {other}, because both are {size.name!r} "
+                f"in dynamic_shapes, got {got}; give equal sizes"
+            )
 
 
 def argument_to_json(argument: Argument) -> dict[str, Any]:
@@ -139,6 +197,8 @@ def argument_to_json(argument: Argument) -> dict[str, Any]:
         made["nested"] = argument.nested.to_json()
     elif not argument.tensor:
         made["constant"] = _require_plain(argument.constant)
+    if argument.sizes:
+        made["sizes"] = [[size.dim, size.name, size.least, size.most] for size in argument.sizes]
     if argument.default is not NOTHING:
         made["default"] = _require_plain(argument.default)
     return made
@@ -174,7 +234,9 @@ def arguments_from_json(data: Any, inputs: Sequence[str]) -> tuple[Argument, ...
         and isinstance(item.get("name"), str)
         and all(type(item.get(flag)) is bool for flag in flags)
         and (item["tensor"] or "constant" in item or "nested" in item)
-        and set(item) <= {"name", *flags, "constant", "default", "nested"}
+        and set(item) <= {"name", *flags, "constant", "default", "nested", "sizes"}
+        and (item["tensor"] or "sizes" not in item)
+        and _are_sizes(item.get("sizes", []))
         and all(_is_plain(item.get(key)) for key in ("constant", "default"))
         for item in data
     )
@@ -186,9 +248,33 @@ def arguments_from_json(data: Any, inputs: Sequence[str]) -> tuple[Argument, ...
             "the graph's arguments are not well-formed; save the network again with this version's "
             "fatnn_rs.save"
         )
-    made = [Argument(**{"default": NOTHING, **item, "nested": None}) for item in data]
+    made = [
+        Argument(
+            **{
+                "default": NOTHING,
+                **item,
+                "nested": None,
+                "sizes": tuple(Size(*size) for size in item.get("sizes", [])),
+            }
+        )
+        for item in data
+    ]
     structures = iter(found)
     return tuple(
         replace(argument, nested=next(structures)) if "nested" in item else argument
         for argument, item in zip(made, data, strict=True)
+    )
+
+
+def _are_sizes(data: Any) -> bool:
+    """Whether ``data`` is what :func:`argument_to_json` writes for limits on sizes."""
+    return isinstance(data, list) and all(
+        isinstance(size, list)
+        and len(size) == 4
+        and type(size[0]) is int
+        and 0 <= size[0] < 64
+        and isinstance(size[1], str)
+        and type(size[2]) is int
+        and (size[3] is None or type(size[3]) is int)
+        for size in data
     )

@@ -100,7 +100,7 @@ def bench(
             f"net: expected a converted network, got {type(net).__name__}; give what "
             "fatnn_rs.convert or fatnn_rs.load returned"
         )
-    arguments = check_inputs("inputs", inputs)
+    arguments, _ = check_inputs("inputs", inputs)
     names = _check_names(against)
     _check_number("threads", threads, 1)
     _check_number("rounds", rounds, _MIN_ROUNDS)

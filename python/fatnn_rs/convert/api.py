@@ -6,19 +6,21 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fatnn_rs.convert.arguments import flatten_arguments
+from fatnn_rs.convert.arguments import describe_arguments, flatten_arguments
 from fatnn_rs.convert.capture import capture, copies
 from fatnn_rs.convert.checks import as_root, check_inputs, check_model, check_reached
 from fatnn_rs.convert.engine import FLOAT_LAYERS
 from fatnn_rs.convert.graph import Graph
 from fatnn_rs.convert.lower import lower
 from fatnn_rs.convert.network import TernaryNetwork
+from fatnn_rs.convert.nonfinite import origin_of_nan
 from fatnn_rs.convert.passes import run_passes
 from fatnn_rs.convert.progress import Phases
+from fatnn_rs.convert.size_ranges import Wanted, limit_sizes, wanted_sizes
 from fatnn_rs.convert.trial import check_batches, check_outputs, check_sizes, check_values
-from fatnn_rs.errors import ConfigError
+from fatnn_rs.errors import ConfigError, InputError
 from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.replica import unwrapped
 from fatnn_rs.threads import one_thread
@@ -28,7 +30,12 @@ __all__ = ["convert", "convert_float"]
 
 @torch.no_grad()
 def convert(
-    model: nn.Module, example_inputs: Any, float_layers: str = "torch", *, progress: bool = False
+    model: nn.Module,
+    example_inputs: Any,
+    float_layers: str = "torch",
+    *,
+    dynamic_shapes: Any = None,
+    progress: bool = False,
 ) -> TernaryNetwork:
     """Convert a trained model with ternary layers into an inference-only network.
 
@@ -45,8 +52,8 @@ def convert(
         ``AveragedModel``) is unwrapped. Its forward must depend only on its arguments, without
         state or random numbers.
     example_inputs
-        A tensor, a tuple of the model's positional arguments, or a dict of keyword arguments (only
-        those that may also be positional). Batch and image sizes stay free if the model leaves them
+        A tensor, a tuple of the model's positional arguments, or a dict of its arguments by name
+        (needed for keyword-only ones). Batch and image sizes stay free if the model leaves them
         free. Arguments may be lists, tuples, dicts, named tuples, dataclasses and classes that are
         registered with torch's pytree, of tensors and plain values; calls must be built as the
         example. Ranks, channels, dtypes and the values of arguments that are not tensors are fixed.
@@ -56,6 +63,12 @@ def convert(
         What runs float convolutions, linear layers and means. ``"torch"`` gives the eager model's
         bits. ``"rust"`` needs fewer calls, usually one for the whole network, but sums may differ
         in the last place.
+    dynamic_shapes
+        Limits on sizes, as for ``torch.export``: a tuple with one entry per argument, or a dict by
+        argument names. An entry is None or a dict from dimensions to ``torch.export.Dim(name,
+        min=..., max=...)``, a number, or None for the example's size. Calls outside of a range
+        are refused, and dimensions that share a Dim must have equal sizes. Other dimensions stay
+        as free as the model leaves them. The ends of each range are compared with the model.
     progress
         Whether to show phases and their times on standard error.
 
@@ -73,7 +86,8 @@ def convert(
     InputError
         If ``example_inputs`` hold no tensor, or bring NaN to a quantizer.
     ConfigError
-        If ``float_layers`` is neither ``"torch"`` nor ``"rust"``.
+        If ``float_layers`` is neither ``"torch"`` nor ``"rust"``, or ``dynamic_shapes`` do not
+        match the arguments.
     """
     model = unwrapped(model)
     check_model(model)
@@ -82,7 +96,7 @@ def convert(
             f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, "
             f"got {float_layers!r}"
         )
-    return _convert(model, example_inputs, float_layers, progress)
+    return _convert(model, example_inputs, float_layers, progress, dynamic_shapes)
 
 
 @torch.no_grad()
@@ -112,10 +126,18 @@ def convert_float(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
 
 
 def _convert(
-    model: nn.Module, example_inputs: Any, float_layers: str, progress: bool = False
+    model: nn.Module,
+    example_inputs: Any,
+    float_layers: str,
+    progress: bool = False,
+    dynamic_shapes: Any = None,
 ) -> TernaryNetwork:
-    arguments = check_inputs("example_inputs", example_inputs, model)
-    root, arguments, nested = flatten_arguments(as_root(model), arguments)
+    arguments, named = check_inputs("example_inputs", example_inputs, model)
+    root, arguments, nested = flatten_arguments(as_root(model), arguments, named)
+    sizes: Wanted = {}
+    if dynamic_shapes is not None:
+        tensors = [value for value in arguments if isinstance(value, Tensor)]
+        sizes = wanted_sizes(dynamic_shapes, nested or describe_arguments(root, arguments), tensors)
     # Tensors made in inference mode do not count writes into them.
     with (
         torch.inference_mode(False),
@@ -134,12 +156,19 @@ def _convert(
             with phases.phase("thresholds"), one_thread():
                 run_passes(graph)
             with phases.phase("pack weights"):
-                net, results = _network(graph, "torch", arguments)
+                try:
+                    net, results = _network(graph, "torch", arguments)
+                except InputError as error:
+                    if not (origin := origin_of_nan(root, arguments)):
+                        raise
+                    raise InputError(f"{error}; {origin}") from error
             with phases.phase("compare with the model"):
                 check_outputs(results, captured.expected)
                 check_values(root, net, arguments)
                 check_batches(root, net, arguments)
                 check_sizes(root, net, arguments)
+                if sizes:
+                    nested = limit_sizes(net, root, arguments, sizes, nested)
         if float_layers != "torch":
             del net  # free its weights before they are packed again
             with phases.phase("float layers in Rust"):

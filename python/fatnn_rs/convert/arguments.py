@@ -1,13 +1,14 @@
 """Arguments of a model's forward, and models whose arguments are containers of tensors.
 
-Capture, lowering and trial runs know arguments that are tensors or constants. A model with other
-arguments is given a subclass whose forward takes the tensors one by one and builds the containers.
+Capture, lowering and trial runs know positional arguments that are tensors or constants. A model
+with other arguments is given a subclass whose forward takes the tensors one by one and builds the
+containers.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,8 +21,11 @@ from fatnn_rs.signature import NOTHING, Argument
 __all__ = ["describe_arguments", "flatten_arguments"]
 
 
-def describe_arguments(model: nn.Module, given: tuple[Any, ...]) -> tuple[Argument, ...]:
-    """Describe the arguments of a model's forward, with the values in ``given``."""
+def describe_arguments(
+    model: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any] | None = None
+) -> tuple[Argument, ...]:
+    """Describe the arguments of a model's forward, with their values by position and keyword."""
+    rest_named = dict(named or {})
     made: list[Argument] = []
     parameters = list(inspect.signature(model.forward).parameters.values())
     for p in parameters:
@@ -31,6 +35,7 @@ def describe_arguments(model: nn.Module, given: tuple[Any, ...]) -> tuple[Argume
         elif p.kind != p.VAR_KEYWORD:
             default = NOTHING if p.default is p.empty else p.default
             value = given[len(made)] if len(made) < len(given) else default
+            value = rest_named.pop(p.name, value)
             made.append(
                 _argument(
                     p.name,
@@ -40,6 +45,7 @@ def describe_arguments(model: nn.Module, given: tuple[Any, ...]) -> tuple[Argume
                     keyword=p.kind != p.POSITIONAL_ONLY,
                 )
             )
+    made.extend(_argument(key, value, positional=False) for key, value in rest_named.items())
     return tuple(made)
 
 
@@ -76,9 +82,9 @@ def _unpack(value: Any) -> tuple[tuple[Any, ...] | None, tuple[Any, ...]]:
 
 
 def flatten_arguments(
-    model: nn.Module, arguments: tuple[Any, ...]
+    model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any] | None = None
 ) -> tuple[nn.Module, tuple[Any, ...], tuple[Argument, ...] | None]:
-    """Return a model whose arguments are tensors only, if some argument is a container.
+    """Return a model that takes tensors by position, if arguments are containers or keywords.
 
     Parameters
     ----------
@@ -86,12 +92,14 @@ def flatten_arguments(
         The model. It is not changed; the result shares its modules, parameters and buffers.
     arguments
         Its positional arguments.
+    named
+        Arguments that it takes by keyword only.
 
     Returns
     -------
     tuple
         The model, its arguments, and the description of the original ones. Without containers
-        these are ``model``, ``arguments`` and None.
+        and keywords these are ``model``, ``arguments`` and None.
 
     Raises
     ------
@@ -99,38 +107,49 @@ def flatten_arguments(
         If the model has a hook before its forward, or a forward replaced on the instance. These
         expect the containers.
     """
-    if not any(map(_is_container, arguments)):
+    named = named or {}
+    if not named and not any(map(_is_container, arguments)):
         return model, arguments, None
     if "forward" in vars(model) or model._forward_pre_hooks:
         what = "a replaced forward" if "forward" in vars(model) else "a hook before its forward"
+        takes = "keyword-only arguments" if named else "containers of tensors"
         raise ConversionError(
-            f"{type(model).__name__} takes containers of tensors and has {what}, which convert "
+            f"{type(model).__name__} takes {takes} and has {what}, which convert "
             "cannot run with single tensors; remove it, or wrap the model in a module that takes "
             "the tensors one by one"
         )
     structures = [plain(value) for value in arguments]
+    by_name = {key: plain(value) for key, value in named.items()}
     parameters = list(inspect.signature(model.forward).parameters.values())
     given: list[str] = []
     for index, structure in enumerate(structures):
         p = parameters[min(index, len(parameters) - 1)]
         start = f"{p.name}_{index}" if p.kind == p.VAR_POSITIONAL else p.name
         given.extend(_names(structure, start))
+    for key, structure in by_name.items():
+        given.extend(_names(structure, key))
     names = _unique_identifiers(given)
 
     def forward(self: Any, *tensors: Any) -> Any:
         rest = iter(tensors)
-        whole = [
-            fill(one, lambda leaf: next(rest) if isinstance(leaf, Tensor) else leaf, build=True)
-            for one in structures
-        ]
-        return super(made, self).forward(*whole)
+
+        def whole(structure: Any) -> Any:
+            return fill(
+                structure, lambda leaf: next(rest) if isinstance(leaf, Tensor) else leaf, build=True
+            )
+
+        by_position = [whole(one) for one in structures]
+        return super(made, self).forward(
+            *by_position, **{key: whole(one) for key, one in by_name.items()}
+        )
 
     made: Any = type(type(model).__name__, (type(model),), {"forward": _with_names(forward, names)})
     made.__module__ = type(model).__module__
     flat: nn.Module = object.__new__(made)
     flat.__dict__.update(vars(model))
-    tensors = tuple(leaf for one in structures for leaf in leaves(one) if isinstance(leaf, Tensor))
-    return flat, tensors, describe_arguments(model, arguments)
+    every = (*structures, *by_name.values())
+    tensors = tuple(leaf for one in every for leaf in leaves(one) if isinstance(leaf, Tensor))
+    return flat, tensors, describe_arguments(model, arguments, named)
 
 
 def _names(structure: Any, start: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ reproduce the example's outputs exactly; its values are recorded at the same tim
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +118,11 @@ def copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         fill(plain(value), lambda v: v.clone() if isinstance(v, Tensor) else v, build=True)
         for value in arguments
     )
+
+
+def named_copies(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Clone all tensors of keyword arguments."""
+    return dict(zip(arguments, copies(tuple(arguments.values())), strict=True))
 
 
 def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]:

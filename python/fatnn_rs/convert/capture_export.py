@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.arguments import describe_arguments
 from fatnn_rs.convert.capture import Captured, SizeRange, copies
+from fatnn_rs.convert.capture_autocast import inline_autocast
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import filled
 from fatnn_rs.nn import QuantizedLayer
@@ -304,6 +305,7 @@ def _export(
         exported: Any = program.module(check_guards=False)
         guards = getattr(program.module(check_guards=True), "_guards_fn", None) if dynamic else None
     assert isinstance(exported, fx.GraphModule)
+    inline_autocast(exported)
     bounds = all(
         re.fullmatch(_BOUND, str(code)) for code in getattr(program, "_guards_code", ["unknown"])
     )

@@ -13,11 +13,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fatnn_rs.contained import named_modules
 from fatnn_rs.convert.levels import ACT_LEVELS, WEIGHT_LEVELS
+from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.structure import leaves, plain
 from fatnn_rs.errors import ConversionError, InputError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 
 __all__ = ["as_root", "check_inputs", "check_model", "check_reached", "quantized_layers"]
+
+
+#: Positional arguments of a call, and those by keyword.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
@@ -32,13 +37,13 @@ def as_root(model: nn.Module) -> nn.Module:
     return nn.Sequential(model).eval() if isinstance(model, QuantizedLayer) else model
 
 
-def _positional(what: str, inputs: Mapping[str, Any], model: nn.Module) -> tuple[Any, ...]:
-    """Turn keyword arguments into positional ones, with defaults filled in.
+def _by_keyword(what: str, inputs: Mapping[str, Any], model: nn.Module) -> Call:
+    """Turn keyword arguments into positional ones where forward allows it, with defaults filled in.
 
     Raises
     ------
     InputError
-        If forward has no such positional argument, or an argument without a default is missing.
+        If forward has no such argument, or an argument without a default is missing.
     """
     parameters = inspect.signature(model.forward).parameters
     known = [
@@ -46,50 +51,63 @@ def _positional(what: str, inputs: Mapping[str, Any], model: nn.Module) -> tuple
         for name, p in parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)
     ]
+    named = [name for name, p in parameters.items() if p.kind == p.KEYWORD_ONLY]
+    open_ended = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
     forward = f"{type(model).__name__}.forward"
-    if unknown := [name for name in inputs if name not in known]:
+    unknown = [name for name in inputs if name not in (*known, *named)]
+    if unknown and not open_ended:
         raise InputError(
-            f"{what}: expected names of positional arguments of {forward} ({', '.join(known)}), "
+            f"{what}: expected names of arguments of {forward} ({', '.join((*known, *named))}), "
             f"got {unknown[0]!r}; "
             "give those, or wrap the model in a module that takes what it needs"
         )
-    last = max((known.index(name) for name in inputs), default=-1)
-    made = []
-    for name in known[: last + 1]:
-        value = inputs.get(name, parameters[name].default)
-        if value is inspect.Parameter.empty:
-            raise InputError(
-                f"{what}: {forward} needs {name!r}, which is missing among {', '.join(inputs)}; "
-                "give it, too"
-            )
-        made.append(value)
-    return tuple(made)
+    last = max((known.index(name) for name in inputs if name in known), default=-1)
+    required = {
+        name
+        for name in (*known, *named)
+        if parameters[name].default is inspect.Parameter.empty and name not in inputs
+    }
+    if required:
+        missing = min(required, key=list(parameters).index)
+        raise InputError(
+            f"{what}: {forward} needs {missing!r}, which is missing among {', '.join(inputs)}; "
+            "give it, too"
+        )
+    positional = tuple(inputs.get(name, parameters[name].default) for name in known[: last + 1])
+    return positional, {name: value for name, value in inputs.items() if name not in known}
 
 
-def check_inputs(what: str, inputs: Any, model: nn.Module | None = None) -> tuple[Any, ...]:
-    """Return inputs as a tuple of positional arguments: from a tensor, a tuple or a list.
+def check_inputs(what: str, inputs: Any, model: nn.Module | None = None) -> Call:
+    """Return inputs as arguments: from a tensor, a tuple, a list, or a mapping of names.
 
     With a ``model``, a mapping whose keys are arguments of its forward holds keyword arguments.
     Any other mapping is one argument.
+
+    Returns
+    -------
+    tuple
+        The positional arguments, and those that forward takes by keyword only.
 
     Raises
     ------
     InputError
         If no argument is a tensor, or if forward does not take the keywords.
     """
+    named: dict[str, Any] = {}
     if isinstance(inputs, Mapping) and model is not None:
         names = inspect.signature(model.forward).parameters
         if any(key in names for key in inputs):
-            inputs = _positional(what, inputs, model)
+            inputs, named = _by_keyword(what, inputs, model)
     arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    if not any(isinstance(leaf, Tensor) for leaf in leaves(plain(arguments))):
-        got = ", ".join(type(value).__name__ for value in arguments) or "nothing"
+    values = (*arguments, *named.values())
+    if not any(isinstance(leaf, Tensor) for leaf in leaves(plain(values))):
+        got = ", ".join(type(value).__name__ for value in values) or "nothing"
         raise InputError(
             f"{what}: expected a tensor, or a tuple of the model's positional arguments with a "
             "tensor in it, got "
             f"{got}; give torch tensors (torch.from_numpy makes one from an array)"
         )
-    return arguments
+    return arguments, named
 
 
 def check_model(model: nn.Module, quantized: bool = True) -> None:
@@ -113,6 +131,13 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     layers = quantized_layers(model)
     if quantized and not layers:
+        for name, module in model.named_modules():
+            if isinstance(module, TernaryNetwork):
+                where = f"module {name!r}" if name else "the model"
+                raise ConversionError(
+                    f"{where} is a converted network already, and there is nothing else to "
+                    "convert; call it, save it, or convert the prepared model it was made from"
+                )
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to "
             "convert; call fatnn_rs.prepare(model) first, and train it"
@@ -211,6 +236,11 @@ def _parameters_and_statistics(model: nn.Module) -> Iterator[tuple[str, Tensor]]
 def _check_tensor(name: str, tensor: Tensor, quantized: bool) -> None:
     module, _, attribute = name.rpartition(".")
     where = f"module {module!r}: {attribute}"
+    if tensor.is_meta:
+        raise ConversionError(
+            f"{where} is on the meta device, which holds no values; give the model values first: "
+            "to_empty(device='cpu'), then load_state_dict"
+        )
     if tensor.device.type != "cpu":
         raise ConversionError(f"{where} is on {tensor.device}; convert on the CPU: model.cpu()")
     if not tensor.is_floating_point():

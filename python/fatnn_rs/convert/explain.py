@@ -69,7 +69,8 @@ def explain(
         raise ConfigError(f"explain takes a torch.nn.Module, got {type(model).__name__}")
     if config is not None and not isinstance(config, TernaryConfig):
         raise ConfigError(f"config must be a TernaryConfig, got {type(config).__name__}")
-    given = copies(check_inputs("example_inputs", example_inputs, unwrapped(model)))
+    arguments, named = check_inputs("example_inputs", example_inputs, unwrapped(model))
+    given = copies((example_inputs,))[0]
     notes: list[str] = []
     with _preserve_rng_state():
         copied = _copy(unwrapped(model)).eval()
@@ -81,7 +82,7 @@ def explain(
             notes = [str(w.message) for w in caught if issubclass(w.category, PrepareWarning)]
             report = convert(copied, given, float_layers).report
         except FatnnError as error:
-            report = _report_of_refused(copied, given, str(error))
+            report = _report_of_refused(copied, copies(arguments), named, str(error))
     return report.with_notes(notes)
 
 
@@ -114,7 +115,9 @@ def _preserve_rng_state() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _report_of_refused(model: nn.Module, arguments: tuple[Any, ...], why: str) -> Report:
+def _report_of_refused(
+    model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], why: str
+) -> Report:
     """Report on a model that cannot be converted: the layers that run on the example."""
     root = as_root(model)
     rows: list[ReportRow] = []
@@ -131,7 +134,7 @@ def _report_of_refused(model: nn.Module, arguments: tuple[Any, ...], why: str) -
             handles.append(module.register_forward_hook(hook_for(name)))
     notes = []
     try:
-        total = count_macs(lambda: root(*arguments))
+        total = count_macs(lambda: root(*arguments, **named))
         if rest := max(0, total - sum(row.macs for row in rows)):
             note = "products outside convolutions and linear layers"
             rows.append(ReportRow("others", "others", "torch", (), rest, 0, note))

@@ -49,6 +49,11 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
             f"save: expected what fatnn_rs.convert returns, got {type(net).__name__}; convert the "
             "model first"
         )
+    if Path(path).is_dir():
+        raise IsADirectoryError(
+            f"{os.fspath(path)!r} is a directory; give the name of a file in it, as "
+            f"{os.path.join(path, 'net.safetensors')!r}"
+        )
     graph = net.graph
     foreign = [
         f"{node.layer or node.name} ({node.attrs['target']})"

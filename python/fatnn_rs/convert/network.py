@@ -116,8 +116,13 @@ class TernaryNetwork(InferenceModule):
         """Bind later calls to these arguments of the model; without any, to one per input."""
         self.graph.arguments = arguments
         self._arguments = arguments or tuple(Argument(node.name) for node in self._inputs)
-        plain = all(a.tensor and a.positional for a in self._arguments)
+        plain = all(a.tensor and a.positional and not a.sizes for a in self._arguments)
         self._simple = plain and isinstance(self.graph.outputs, Ref)
+
+    @property
+    def call_arguments(self) -> tuple[Argument, ...]:
+        """The arguments that calls are bound to; without a description, one per input."""
+        return self._arguments
 
     def _unfused_plan(self) -> list[ExecutionStep]:
         """Return a plan with every node on its own, for observers that need every value.

@@ -13,6 +13,7 @@ from fatnn_rs.convert.engine import Segment
 from fatnn_rs.convert.flops import torch_macs
 from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.torch_ops import bind
+from fatnn_rs.errors import InputError
 
 __all__ = ["ExecutionStep", "Observer", "dry_run", "observe_segment", "plan_of"]
 
@@ -67,7 +68,7 @@ def plan_of(
             reads, makes = part.reads, part.makes
         else:
             run, reads, makes = (
-                bound.get(part.name) or _single_result(bind(graph, part)),
+                bound.get(part.name) or _single_result(part, bind(graph, part)),
                 part.inputs,
                 [part.name],
             )
@@ -77,8 +78,19 @@ def plan_of(
     return plan[::-1]
 
 
-def _single_result(function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    return lambda *values: [function(*values)]
+def _single_result(node: Node, function: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """Return the result in a list, and let errors name the layer as those of segments do."""
+
+    def run(*values: Any) -> list[Any]:
+        try:
+            return [function(*values)]
+        except InputError as error:
+            where = f"layer {node.layer!r}"
+            if not node.layer or where in str(error):
+                raise
+            raise InputError(f"{where}: {error}") from error
+
+    return run
 
 
 def observe_segment(segment: Segment, arguments: list[Any], observer: Observer) -> list[Tensor]:

@@ -14,14 +14,15 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.api import convert
-from fatnn_rs.convert.capture import copies
+from fatnn_rs.convert.capture import copies, named_copies
+from fatnn_rs.convert.checks import Call
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.memory_format import layout_of
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.structure import leaves, plain, same_values
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn.examples import as_arguments
-from fatnn_rs.replica import replica
+from fatnn_rs.replica import replica, unwrapped
 
 __all__ = ["convert_submodule"]
 
@@ -63,11 +64,12 @@ def convert_submodule(
     InputError
         If the model does not take the example.
     """
+    name, model = _in_wrapped(model, name)
     module = _find(model, name)
     args, kwargs = as_arguments(model, example_inputs)
-    arguments, expected = _first_call(model, name, args, kwargs)
-    net = convert(module, arguments, float_layers)
-    _keep_layouts(net, replica(module)(*copies(arguments)))
+    (positional, named), expected = _first_call(model, name, args, kwargs)
+    net = convert(module, _as_example(module, positional, named), float_layers)
+    _keep_layouts(net, replica(module)(*copies(positional), **named_copies(named)))
     for key, value in vars(module).items():
         if not key.startswith("_") and not hasattr(net, key) and _is_plain(value):
             setattr(net, key, value)
@@ -82,7 +84,7 @@ def convert_submodule(
     try:
         problem = ""
         if float_layers == "torch":
-            result = model(*copies(args), **_copied(kwargs))
+            result = model(*copies(args), **named_copies(kwargs))
             problem = same_values(expected, result)
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
@@ -95,6 +97,16 @@ def convert_submodule(
             "methods, or call it with inputs of several kinds: convert its children one by one"
         )
     return net
+
+
+def _in_wrapped(model: nn.Module, name: str) -> tuple[str, nn.Module]:
+    """Return the model inside wrappers, and its name for the submodule."""
+    inner: nn.Module = unwrapped(model)
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    if inner is model or name not in modules:
+        return name, inner
+    names = (own for own, module in inner.named_modules() if module is modules[name])
+    return next(names, name), inner
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:
@@ -113,18 +125,18 @@ def _find(model: nn.Module, name: str) -> nn.Module:
 
 def _first_call(
     model: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], Any]:
+) -> tuple[Call, Any]:
     """Run a replica; return the submodule's first arguments and the model's outputs."""
     run = replica(model)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         if not calls:
-            calls.append((copies(args), _copied(kwargs)))
+            calls.append((copies(args), named_copies(kwargs)))
 
     submodule = run.get_submodule(name)
     submodule.register_forward_pre_hook(note, with_kwargs=True)
-    expected = run(*copies(args), **_copied(kwargs))
+    expected = run(*copies(args), **named_copies(kwargs))
     if not calls:
         raise ConversionError(
             f"submodule {name!r}: the model does not call it on the example; give the name of a "
@@ -133,14 +145,16 @@ def _first_call(
     positional, named = calls[0]
     if named:
         bound = inspect.signature(submodule.forward).bind(*positional, **named)
-        bound.apply_defaults()
-        if bound.kwargs:
-            raise ConversionError(
-                f"submodule {name!r}: its forward takes {', '.join(bound.kwargs)} by name only, "
-                "and convert takes positional arguments; convert its children one by one"
-            )
-        positional = bound.args
-    return positional, expected
+        positional, named = bound.args, bound.kwargs
+    return (positional, named), expected
+
+
+def _as_example(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Return a call as an example for convert: by name, if it has keyword-only arguments."""
+    if not named:
+        return positional
+    names = inspect.signature(module.forward).parameters
+    return {**dict(zip(names, positional, strict=False)), **named}
 
 
 def _keep_layouts(net: TernaryNetwork, outputs: Any) -> None:
@@ -152,10 +166,6 @@ def _keep_layouts(net: TernaryNetwork, outputs: Any) -> None:
     net.output_layouts = {
         ref.name: layout_of(value) for ref, value in values if isinstance(ref, Ref)
     }
-
-
-def _copied(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return dict(zip(kwargs, copies(tuple(kwargs.values())), strict=True))
 
 
 def _is_plain(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -180,7 +181,9 @@ def _read_shape(node: Node, weight: Tensor, value: Any) -> tuple[int, ...]:
     return (shape[0], weight.shape[1] * node.attrs["groups"], *shape[1:3])
 
 
-def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[SummaryRow]:
+def _network_rows(
+    net: TernaryNetwork, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> list[SummaryRow]:
     rows: list[SummaryRow] = []
 
     def observe(node: Node, result: Any, values: list[Any]) -> None:
@@ -219,7 +222,7 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
             )
         )
 
-    net.run_observed(arguments, observe)
+    net.run_observed(arguments, observe, kwargs=named)
     return rows
 
 
@@ -238,8 +241,8 @@ def summary(
         A float or prepared model, or a converted network. A model runs once in eval mode; its
         training modes are then restored.
     example_inputs
-        A tensor, or a tuple of positional arguments. Optional for a model: without them, shapes and
-        multiply-accumulates are unknown.
+        A tensor, a tuple of positional arguments, or a dict of arguments by name. Optional for a
+        model: without them, shapes and multiply-accumulates are unknown.
     config
         For a float model: the configuration for ``prepare``; ``TernaryConfig()`` by default.
 
@@ -267,8 +270,13 @@ def summary(
         raise ConfigError(f"config must be a TernaryConfig, got {type(config).__name__}")
     model_or_net = unwrapped(model_or_net)
     if example_inputs is None and not isinstance(model_or_net, TernaryNetwork):
-        return Summary(tuple(model_rows(as_root(model_or_net), None, config)))
-    arguments = check_inputs("example_inputs", example_inputs, model_or_net)
+        return Summary(tuple(model_rows(as_root(model_or_net), config)))
     if isinstance(model_or_net, TernaryNetwork):
-        return Summary(tuple(_network_rows(model_or_net, arguments)))
-    return Summary(tuple(model_rows(as_root(model_or_net), arguments, config)))
+        names = {argument.name for argument in model_or_net.graph.arguments}
+        if isinstance(example_inputs, Mapping) and names and names.issuperset(example_inputs):
+            return Summary(tuple(_network_rows(model_or_net, (), dict(example_inputs))))
+        arguments, _ = check_inputs("example_inputs", example_inputs)
+        return Summary(tuple(_network_rows(model_or_net, arguments, {})))
+    call = check_inputs("example_inputs", example_inputs, model_or_net)
+    rows = model_rows(as_root(model_or_net), config, (example_inputs, *call))
+    return Summary(tuple(rows))

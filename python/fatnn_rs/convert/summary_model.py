@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fatnn_rs import _core
 from fatnn_rs.config import TernaryConfig, matches
 from fatnn_rs.contained import named_modules
+from fatnn_rs.convert.capture import copies, named_copies
 from fatnn_rs.convert.summary import WEIGHT_BITS, SummaryRow, bits, kind_of_levels
 from fatnn_rs.errors import ConfigError, FatnnError, InputError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
@@ -29,20 +30,24 @@ __all__ = ["model_rows"]
 Layers = dict[str, tuple[nn.Module, str]]
 
 
+#: An example as the user gave it, and its arguments by position and by keyword.
+Example = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
 def model_rows(
-    model: nn.Module, arguments: tuple[Any, ...] | None, config: TernaryConfig | None
+    model: nn.Module, config: TernaryConfig | None, example: Example | None = None
 ) -> list[SummaryRow]:
-    """Describe every layer of a model. Shapes are known if there are arguments to run it with.
+    """Describe every layer of a model. Shapes are known if there is an example to run it with.
 
     Raises
     ------
     InputError
-        If the model fails on the arguments.
+        If the model fails on the example.
     """
     layers = _layers(model)
-    shapes = {} if arguments is None else _shapes(model, layers, arguments)
+    shapes = {} if example is None else _shapes(model, layers, *example[1:])
     prepared = any(isinstance(module, QuantizedLayer) for module, _ in layers.values())
-    notes = notes_of(model) if prepared else _notes_of_plan(model, arguments, config)
+    notes = notes_of(model) if prepared else _notes_of_plan(model, config, example)
     rows = []
     # Layers in the order of their first run, then those that did not run.
     for name in [*shapes, *(name for name in layers if name not in shapes)]:
@@ -65,7 +70,7 @@ def _layers(model: nn.Module) -> Layers:
 
 
 def _shapes(
-    model: nn.Module, layers: Layers, arguments: tuple[Any, ...]
+    model: nn.Module, layers: Layers, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> dict[str, tuple[int, ...]]:
     """Run the model in eval mode; return the shapes of layers' results in execution order."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -93,7 +98,7 @@ def _shapes(
         for module in training:
             module.eval()
         try:
-            model(*(value.clone() if isinstance(value, Tensor) else value for value in arguments))
+            model(*copies(arguments), **named_copies(named))
         except FatnnError:
             raise
         except Exception as error:  # the model may raise anything
@@ -110,13 +115,13 @@ def _shapes(
 
 
 def _notes_of_plan(
-    model: nn.Module, arguments: tuple[Any, ...] | None, config: TernaryConfig | None
+    model: nn.Module, config: TernaryConfig | None, example: Example | None
 ) -> dict[str, str]:
     """Return a note for every layer of a float model: what ``prepare`` would make of it."""
     given = TernaryConfig() if config is None else config
     try:
         candidates = find_candidates(model, given)
-        run = None if arguments is None else run_float(model, candidates.found, arguments)
+        run = None if example is None else run_float(model, candidates.found, example[0])
         order = find_execution_order(model, candidates.found, run)
         plan = choose(given, candidates.found, candidates.left_float, order)
     except ConfigError:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from fatnn_rs.convert.capture import copies, named_copies
 from fatnn_rs.convert.checks import as_root, check_inputs, quantized_layers
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import act_kind, code_type, stored
 from fatnn_rs.convert.network import TernaryNetwork
-from fatnn_rs.convert.structure import fill, plain
 from fatnn_rs.convert.torch_ops.codes import squeeze_to
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import Int8Layer
@@ -261,12 +261,12 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         raise ConversionError(
             f"net: expected what fatnn_rs.convert returns, got {type(net).__name__}"
         )
-    arguments = check_inputs("inputs", inputs, model)
+    arguments, named = check_inputs("inputs", inputs, model)
     root = as_root(model)
     observer = _NetworkCodes(net.graph)
-    result = net.run_observed(_cloned(arguments), observer, as_run=True)
+    result = net.run_observed(copies(arguments), observer, as_run=True, kwargs=named_copies(named))
     with _eager_codes(root) as eager:
-        expected = root(*_cloned(arguments))
+        expected = root(*copies(arguments), **named_copies(named))
     strange = sorted(set(observer.taken) - set(eager))
     if strange:
         raise ConversionError(
@@ -293,13 +293,6 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
             "torch; give a real batch"
         )
     return report
-
-
-def _cloned(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        fill(plain(value), lambda v: v.clone() if isinstance(v, Tensor) else v, build=True)
-        for value in arguments
-    )
 
 
 def _compare_layer(

@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from fatnn_rs.contained import named_modules
 from fatnn_rs.errors import ConfigError, InputError, PrepareWarning
 from fatnn_rs.nn.base import QuantizedLayer
-from fatnn_rs.nn.examples import run_example
+from fatnn_rs.nn.examples import describe, run_example
 from fatnn_rs.nn.fused import check_readers, use_layers
 from fatnn_rs.nn.layers import TernaryLayer, held_weights
 from fatnn_rs.nn.notes import short_list
 from fatnn_rs.nn.observe import observe
 from fatnn_rs.nn.snapshot import Snapshot
+from fatnn_rs.replica import unwrapped
 
 __all__ = ["calibrate", "calibrate_layers", "warn_float"]
 
@@ -66,13 +68,21 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, An
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"calibrate takes a torch.nn.Module, got {type(model).__name__}")
-    layers = {
-        name: module for name, module in named_modules(model) if isinstance(module, QuantizedLayer)
+    layers = {  # with the names in the model inside a wrapper
+        name: module
+        for name, module in named_modules(unwrapped(model))
+        if isinstance(module, QuantizedLayer)
     }
     if not layers:
         raise ConfigError(
             f"{type(model).__name__} holds no ternary or int8 layer to calibrate; call "
-            "prepare(model) first"
+            "prepare(model) first (a converted network is not calibrated: its steps are fixed)"
+        )
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if tensors and not any(tensor.numel() for tensor in tensors):
+        raise InputError(
+            f"calibrate: the batch is empty ({describe(inputs)}), so the steps would stay as they "
+            "are; give a batch with samples"
         )
     check_readers(model)
     use_layers(model)

@@ -83,7 +83,15 @@ def refuse_models(model: nn.Module) -> None:
         If the model already holds quantized layers, or is or holds a wrapper (for distributed
         training, compilation or averaging) that must be applied after ``prepare``.
     """
+    from fatnn_rs.convert.network import TernaryNetwork  # fatnn_rs.convert imports this package
+
     for name, module in named_modules(model):
+        if isinstance(module, TernaryNetwork):
+            where = f"module {name!r}" if name else "the model"
+            raise ConfigError(
+                f"{where} is a converted network, which has no float layers and cannot be trained; "
+                "prepare the float model, and convert its parts after training"
+            )
         if isinstance(module, QuantizedLayer):
             raise ConfigError(
                 f"{type(model).__name__} already holds quantized layers ({name!r}); prepare a "
