@@ -221,6 +221,19 @@ def expand(ctx: Lowering, input: Any, *sizes: Any) -> Ref | None:
     return ctx.emit("expand", inputs, {"shape": entries})
 
 
+def repeat(ctx: Lowering, input: Any, *sizes: Any) -> Ref | None:
+    """``x.repeat(batch, 1, ...)`` of one sample; other repetitions are compositions."""
+    counts, shape = _sizes(sizes), ctx.shape(input)
+    name = ctx.plain(input)
+    like = batch_source(ctx, counts[0]) if counts else None
+    other = ctx.plain(like) if like is not None else None
+    if name is None or other is None or len(counts) != len(shape) or shape[0] != 1:
+        return None
+    if any(size != 1 for size in counts[1:]):
+        return None
+    return ctx.emit("expand", [name, other], {"shape": [-2] + [-1] * (len(shape) - 1)})
+
+
 def attribute(ctx: Lowering, input: Any, name: Any) -> Ref | None:
     """``x.T`` and ``x.mT``."""
     if name == "mT" or (name == "T" and len(ctx.shape(input)) == 2):
@@ -254,6 +267,7 @@ FUNCTIONS: dict[Any, Row] = {
     _aten.squeeze.dim: squeeze,
     _aten.unsqueeze.default: unsqueeze,
     _aten.expand.default: expand,
+    _aten.repeat.default: repeat,
 }
 
 
@@ -273,4 +287,5 @@ METHODS: dict[str, Row] = {
     "squeeze": squeeze,
     "unsqueeze": unsqueeze,
     "expand": expand,
+    "repeat": repeat,
 }
