@@ -44,19 +44,6 @@ def _normalize(x: Any, p: Any = 2.0, dim: Any = 1, eps: Any = 1e-12, out: Any = 
     return x / torch.clamp_min(torch.linalg.vector_norm(x, p, dim, True), eps)
 
 
-def _and_mean(function: Callable[..., Any]) -> Callable[..., Any]:
-    def composed(
-        x: Any, dim: Any = None, unbiased: Any = True, keepdim: Any = False, **how: Any
-    ) -> Any:
-        if isinstance(dim, bool):  # the overload without dimensions
-            return None
-        dims = tuple(range(rank(x))) if dim is None else dim
-        made = function(x, dims, keepdim=keepdim, **(how or {"unbiased": unbiased}))
-        return made, torch.mean(x, dims, keepdim)
-
-    return composed
-
-
 def _addcdiv(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
     return x + (a if value == 1 else a * value) / b
 
@@ -219,8 +206,6 @@ _NAMED: dict[str, Callable[..., Any]] = {
     "softmin": _softmin,
     "lerp": _lerp,
     "normalize": _normalize,
-    "var_mean": _and_mean(torch.var),
-    "std_mean": _and_mean(torch.std),
     "addcdiv": _addcdiv,
     "add": _add,
     "sub": _sub,

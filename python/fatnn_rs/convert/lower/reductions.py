@@ -98,11 +98,14 @@ def norm(
     dim: Any = None,
     keepdim: Any = False,
     dtype: Any = None,
+    out: Any = None,
 ) -> Ref | None:
     """Lower a norm of vectors, with p of 1 or 2."""
     p = 2 if p in (None, "fro") else p
     name, dims = ctx.value(input), _dims(dim)
-    if name is None or dims is None or dtype is not None or not isinstance(keepdim, bool):
+    if name is None or dims is None or not isinstance(keepdim, bool):
+        return None
+    if dtype is not None or out is not None:
         return None
     if p not in (1, 2) or not ctx.shape(input):
         return None

@@ -4,13 +4,8 @@
 //! polynomial in float64 gives the result. Results are within 0.51 units in the last place.
 
 /// 2/π in binary, after 64 zeros.
-const TWO_OVER_PI: [u64; 5] = [
-    0,
-    0xa2f9_836e_4e44_1529,
-    0xfc27_57d1_f534_ddc0,
-    0xdb62_9599_3c43_9041,
-    0xfe51_63ab_debb_c561,
-];
+const TWO_OVER_PI: [u64; 5] =
+    [0, 0xa2f9_836e_4e44_1529, 0xfc27_57d1_f534_ddc0, 0xdb62_9599_3c43_9041, 0xfe51_63ab_debb_c561];
 
 /// Up to here, the number of quarter turns times the first 33 bits of π/2 is exact in float64.
 const MAX_SHORT: f64 = 1_048_576.0;
@@ -44,8 +39,7 @@ pub(super) fn sin_cos(x: f32) -> [f32; 2] {
                                 - square / 56.0
                                     * (1.0
                                         - square / 90.0
-                                            * (1.0
-                                                - square / 132.0 * (1.0 - square / 182.0))))));
+                                            * (1.0 - square / 132.0 * (1.0 - square / 182.0))))));
     let [sin, cos] = match quarter & 3 {
         0 => [sin, cos],
         1 => [cos, -sin],

@@ -77,7 +77,8 @@ impl Operation for IntegerOp {
             let got = format!("{shapes:?}");
             return bad_value("a function of masks", "values whose shapes fit each other", got);
         };
-        let last = inputs.iter().any(|x| x.shape().len() == rank && x.order() == Order::ChannelsLast);
+        let last =
+            inputs.iter().any(|x| x.shape().len() == rank && x.order() == Order::ChannelsLast);
         let order = if last { Order::ChannelsLast } else { Order::RowMajor };
         let output = Value::ordered(&shape, order)?.of(self.element);
         Ok((output, Cost::of(&output.dims, 1)))
