@@ -79,7 +79,8 @@ def test_network_runs_on_the_given_kernel_family() -> None:
     ):
         TernaryNetwork(net.graph, "rust", "table")
     with pytest.raises(
-        InputError, match=r'kernel family: expected "popcount", "matrix" or "table", got "tables"'
+        InputError,
+        match=r'kernel family: expected "popcount", "matrix", "table" or "dot", got "tables"',
     ):
         TernaryNetwork(net.graph, "rust", "tables")
 

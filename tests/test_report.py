@@ -236,12 +236,12 @@ def test_what_is_missing_is_said_where_saving_is_refused(
 
 
 def test_a_file_that_needs_torch_says_what_for(tmp_path: Path) -> None:
-    class Cropped(nn.Sequential):
+    class Repeated(nn.Sequential):
         def forward(self, input: Tensor) -> Tensor:
-            return functional.pad(super().forward(input), (-1, -1))
+            return functional.pad(super().forward(input), (0, 0, 0, 0, 1, 1), "replicate")
 
     x = torch.rand(2, 2, 8, 8)
-    model = Cropped(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    model = Repeated(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
     net = fatnn.convert(ready(model, x), x)
     report = net.report
     assert report.saveable

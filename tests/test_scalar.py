@@ -43,6 +43,8 @@ APPROXIMATE = [case for case in OPS_AND_ATTRS if case not in EXACT]
 
 #: Maximum error of an approximation, in units in the last place, against the function in float64.
 MAX_ULPS = 0.51
+#: The same for functions that are computed in float32.
+MAX_ULPS_FLOAT32 = {"sigmoid": 2.5, "silu": 3.5}
 
 
 def special_values() -> Tensor:
@@ -157,7 +159,8 @@ def test_approximate_function_stays_within_its_error_bound_on_every_isa(
     assert same_bits(result[ends], rounded[ends])
     exponent = wanted.abs().clamp_min(2.0**-126).log2().floor().clamp_min(-126)
     ulps = (result.double() - wanted).abs() / 2.0 ** (exponent - 23)
-    assert float(ulps[~ends].max()) <= MAX_ULPS, x[~ends][ulps[~ends].argmax()]
+    limit = MAX_ULPS_FLOAT32.get(op, MAX_ULPS)
+    assert float(ulps[~ends].max()) <= limit, x[~ends][ulps[~ends].argmax()]
     for other in outputs_on_every_isa(net, x, tmp_path):
         assert same_bits(other, result)
 

@@ -221,9 +221,9 @@ impl Scalar {
             Scalar::Reciprocal => each(values, |x| 1.0 / x),
             Scalar::Exp => wide!(values, x => math::exp(x)),
             Scalar::Log => wide!(values, x => math::ln(x)),
-            Scalar::Sigmoid => wide!(values, x => math::sigmoid(x)),
+            Scalar::Sigmoid => each(values, math::sigmoid),
             Scalar::Tanh => wide!(values, x => math::tanh(x)),
-            Scalar::Silu => wide!(values, x => math::silu(x)),
+            Scalar::Silu => each(values, math::silu),
             Scalar::Gelu => wide!(values, x => math::gelu(x)),
             Scalar::GeluTanh => wide!(values, x => math::gelu_tanh(x)),
             Scalar::Elu { alpha } => {

@@ -114,6 +114,8 @@ def compose(
         Lowers one node of the composition.
     """
     # Constant integers are places of elements; a composition reads their values.
+    if ctx.node in ctx.not_composed:
+        return None
     indices = {node: ctx.constant(node) for node in fx_nodes(given)}
     indices = {n: v for n, v in indices.items() if v is not None and v.dtype == torch.int64}
     nodes = [node for node in dict.fromkeys(fx_nodes(given)) if node not in indices]
@@ -199,4 +201,5 @@ def _lowered(
         made = fx.node.map_arg(output, ctx.env.__getitem__)
     finally:
         ctx.node, ctx.layer = outer, layer
+    ctx.composed |= dict.fromkeys((ref.name for ref in pytree.tree_leaves(made)), outer)
     return tuple(made) if isinstance(made, (list, tuple)) else made

@@ -34,8 +34,12 @@ _NOTHING = TensorMeta()
 class Lowering:
     """The state of one lowering."""
 
-    def __init__(self, captured: Captured) -> None:
+    def __init__(self, captured: Captured, not_composed: frozenset[fx.Node] = frozenset()) -> None:
         self.captured = captured
+        #: Calls whose results have strides that a composition would not give.
+        self.not_composed = not_composed
+        #: Value name → call, of the results of compositions.
+        self.composed: dict[str, fx.Node] = {}
         self.graph = Graph(notes=list(captured.notes), arguments=captured.arguments)
         self.env: dict[fx.Node, Any] = {}
         #: Value name → dtype.
@@ -75,7 +79,8 @@ class Lowering:
         for node, made in self.env.items():
             if isinstance(made, Ref):
                 found.setdefault(made.name, self.seen(node).layout)
-        return found
+        # The last operation of a composition may have another layout than the call.
+        return found | {name: self.seen(node).layout for name, node in self.composed.items()}
 
     def value(self, argument: Any) -> str | None:
         """Return the value name of a float32 tensor argument, or None."""

@@ -7,6 +7,8 @@ reads such a view, the view gets the ``layout`` of that tensor and runs in torch
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.operations import OPERATIONS, form_of
 
@@ -18,7 +20,7 @@ def is_view(node: Node) -> bool:
     return form_of(node.op) == "shape" and (len(node.inputs) == 1 or "layout" in node.attrs)
 
 
-def keep_strides(graph: Graph, layouts: dict[str, str]) -> None:
+def keep_strides(graph: Graph, layouts: dict[str, str], composed: Container[str]) -> set[str]:
     """Mark the views on which the bits of another node depend.
 
     Parameters
@@ -27,24 +29,39 @@ def keep_strides(graph: Graph, layouts: dict[str, str]) -> None:
         Changed in place.
     layouts
         Value name → memory format in the model, of the values that the model has, too.
+    composed
+        Names of the results of compositions.
+
+    Returns
+    -------
+    set[str]
+        Results of compositions whose strides in the model matter: these calls cannot be composed,
+        because other operations give other strides.
     """
-    index = graph.index()
+    index, found = graph.index(), set[str]()
     for node in graph.nodes:
         row = OPERATIONS.get(node.op)
         if node.op == "input" or (row is not None and row.exactness == "exact"):
             continue
         for name in node.inputs:
             if layouts.get(name) == "any":
-                _mark(index[name], index, layouts)
+                found |= _mark(index[name], index, layouts, composed)
+    return found
 
 
-def _mark(node: Node, index: dict[str, Node], layouts: dict[str, str]) -> None:
-    """Give the view that made a value the memory format of the tensor that it views."""
-    while form_of(node.op) == "shape":
+def _mark(
+    node: Node, index: dict[str, Node], layouts: dict[str, str], composed: Container[str]
+) -> set[str]:
+    """Give the view that made a value the memory format of the tensor that it views.
+
+    Returns the name of the composition's result that it views instead, if any.
+    """
+    while node.name not in composed and form_of(node.op) == "shape":
         source = node.inputs[0]
         layout = layouts.get(source, "any")
         if layout != "any":
             if "layout" in OPERATIONS[node.op].attrs:
                 node.attrs["layout"] = "|".join([layout, *["any"] * (len(node.inputs) - 1)])
-            return
+            return set()
         node = index[source]
+    return {node.name} if node.name in composed else set()

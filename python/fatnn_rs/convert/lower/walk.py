@@ -254,7 +254,12 @@ def lower(captured: Captured) -> Graph:
     ConversionError
         If an operation writes into memory in a way that no function can express.
     """
-    ctx = Lowering(captured)
+    return _lower(captured, frozenset())
+
+
+def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Graph:
+    """Lower a captured graph without composing some of its calls."""
+    ctx = Lowering(captured, not_composed)
     for node in captured.graph.nodes:
         ctx.node = node
         if node.op == "placeholder":
@@ -298,7 +303,8 @@ def lower(captured: Captured) -> Graph:
         )
     if captured.asks_format or ctx.writes:
         fix_input_formats(ctx)
-    keep_strides(ctx.graph, ctx.layouts())
+    if strided := keep_strides(ctx.graph, ctx.layouts(), ctx.composed):
+        return _lower(captured, not_composed | {ctx.composed[name] for name in strided})
     set_channel_dims(ctx.graph)
     fix_sizes_of(ctx.graph, ctx.fixed_size_values)
     return ctx.graph

@@ -1,13 +1,11 @@
 //! Transcendental functions in plain Rust, with the same bits on every CPU.
 //!
-//! They use only float64 additions, multiplications and divisions, which every instruction set
-//! rounds in the same way, and round to float32 once. Results are within 0.51 units in the last
-//! place of the exact ones. The compiler vectorizes loops over these functions.
+//! They use only additions, multiplications and divisions, which every instruction set rounds in
+//! the same way. Most compute in float64 and round to float32 once: results are within 0.51 units
+//! in the last place of the exact ones. `narrow.rs` has those that compute in float32. The compiler
+//! vectorizes loops over these functions.
 
 use super::Parity;
-
-/// Adding this number rounds to an integer and leaves that integer in the low bits.
-const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 
 /// A polynomial by Horner's rule, highest power first. A macro, because a loop over coefficients
 /// would have to be unrolled before the loop over elements could be vectorized.
@@ -18,6 +16,13 @@ macro_rules! polynomial {
         sum
     }};
 }
+
+mod narrow;
+
+pub(super) use narrow::{sigmoid, silu};
+
+/// Adding this number rounds to an integer and leaves that integer in the low bits.
+const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 
 /// `e^x`, with a relative error of about 1e-11.
 #[inline(always)]
@@ -121,12 +126,6 @@ pub(super) fn pow(x: f64, power: f64, parity: Parity) -> f64 {
     if x < 0.0 && x > f64::NEG_INFINITY { negative } else { of_zero }
 }
 
-/// `1 / (1 + e^-x)`.
-#[inline(always)]
-pub(super) fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + exp(-x))
-}
-
 #[inline(always)]
 pub(super) fn tanh(x: f64) -> f64 {
     let square = x * x;
@@ -134,12 +133,6 @@ pub(super) fn tanh(x: f64) -> f64 {
     let e = exp(-2.0 * x.abs());
     let large = ((1.0 - e) / (1.0 + e)).copysign(x);
     if x.abs() < 0.01 { small } else { large }
-}
-
-/// `x / (1 + e^-x)`.
-#[inline(always)]
-pub(super) fn silu(x: f64) -> f64 {
-    x / (1.0 + exp(-x))
 }
 
 /// `(1 - erf(z)) · e^(z²)` of what is not negative, to about 1e-11.
