@@ -77,6 +77,7 @@ CASES: dict[str, tuple[Any, bool]] = {
     "reflection pad": (nn.ReflectionPad2d((1, 0, 2, 1)), True),
     "constant pad": (nn.ConstantPad2d(1, 0.25), True),
     "cumsum": (lambda m, y: y.cumsum(1) + y.cumsum(-1), True),
+    "cumsum of a mask": (lambda m, y: (y > 0).cumsum(2, dtype=torch.float32), True),
     "prelu": (lambda m, y: functional.prelu(y, m.w[:, 0, 0]), True),
     "view_as": (lambda m, y: y.flatten(1).view_as(y), False),
     "reshape_as": (lambda m, y: (y * 2).flatten(2).reshape_as(y), False),
@@ -84,7 +85,11 @@ CASES: dict[str, tuple[Any, bool]] = {
     "new_full": (lambda m, y: y + y.new_full((8, 1, 1), 0.5), True),
     "new_ones": (lambda m, y: y * y.new_ones((8, 1, 1)) * 3, True),
     "a shape": (lambda m, y: y.flatten(1).reshape(y.shape), False),
-    "part of a shape": (lambda m, y: y.reshape(y.shape[:1] + (4, 2) + y.shape[2:]), False),
+    "part of a shape": (
+        lambda m, y: y.reshape(y.shape[:1] + (4, 2) + y.shape[2:]),  # noqa: RUF005
+        False,
+    ),
+    "repeat for the batch": (lambda m, y: y + m.w[None].repeat(y.shape[0], 1, 1, 1), True),
     "shape of another": (lambda m, y: y.flatten(2).view(*y.size()[:2], -1, 4), False),
     "expand to a shape": (lambda m, y: y[:, :1].expand(y.shape), False),
     "x.shape": (lambda m, y: y.view(y.shape[0], 2, y.shape[1] // 2, *y.shape[2:]), False),
@@ -121,3 +126,27 @@ def test_compositions_of_approximated_functions(function: Any, tmp_path: Any) ->
     made = torch.from_numpy(fatnn.load_numpy(tmp_path / "net")(x.numpy()))
     assert math.isfinite(float(made.sum()))
     torch.testing.assert_close(made, model(x).detach())
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (nn.MaxPool3d(1), "operations over three spatial axes run in torch"),
+        (
+            lambda m, y: functional.avg_pool3d(y[:, None], 1)[:, 0],
+            "operations over three spatial axes run in torch",
+        ),
+        (
+            lambda m, y: functional.interpolate(y, (3, 4), mode="bilinear", antialias=True),
+            "antialiased interpolation runs in torch",
+        ),
+        (
+            lambda m, y: functional.interpolate(y, (7, 9), mode="bicubic"),
+            "bicubic interpolation runs in torch",
+        ),
+    ],
+)
+def test_reports_say_why_a_kind_of_call_stays_in_torch(call: Any, reason: str) -> None:
+    x = torch.randn(2, 3, 6, 8)
+    net = exact(ready(After(call), x), x)
+    assert [row.reason for row in net.report.rows if row.op == "torch"].count(reason) == 1
