@@ -154,16 +154,6 @@ def variance(op: str) -> Row:
     return row
 
 
-def _aten_variance(op: str) -> Row:
-    def row(
-        ctx: Lowering, input: Any, dim: Any = None, *, correction: Any = 1, keepdim: Any = False
-    ) -> Ref | None:
-        result: Ref | None = variance(op)(ctx, input, dim, keepdim=keepdim, correction=correction)
-        return result
-
-    return row
-
-
 def _dims(dim: Any) -> list[int] | None:
     dims = [] if dim is None else [dim] if isinstance(dim, int) else dim
     if not isinstance(dims, (tuple, list)) or not all(type(d) is int for d in dims):
@@ -179,8 +169,8 @@ _BY_NAME: tuple[tuple[str, Row, tuple[Any, ...]], ...] = (
     ("mean", reduction("mean"), (torch.mean, _aten.mean.dim, _aten.mean.default)),
     ("sum", reduction("sum"), (torch.sum, _aten.sum.dim_IntList, _aten.sum.default)),
     ("norm", norm, (torch.norm,)),
-    ("var", variance("var"), (torch.var, _aten.var.dim)),
-    ("std", variance("std"), (torch.std, _aten.std.dim)),
+    ("var", variance("var"), (torch.var, _aten.var.dim, _aten.var.correction)),
+    ("std", variance("std"), (torch.std, _aten.std.dim, _aten.std.correction)),
     ("amax", reduction("amax"), (torch.amax, _aten.amax.default)),
     ("amin", reduction("amin"), (torch.amin, _aten.amin.default)),
     ("max", extreme("amax"), (torch.max, _aten.max.dim)),
@@ -200,8 +190,6 @@ FUNCTIONS: dict[Any, Row] = {
         (torch.linalg.vector_norm, _aten.linalg_vector_norm.default, _aten.norm.ScalarOpt_dim),
         vector_norm,
     ),
-    _aten.var.correction: _aten_variance("var"),
-    _aten.std.correction: _aten_variance("std"),
 }
 
 
