@@ -208,3 +208,26 @@ def test_conv_int8_op_uses_the_depthwise_kernel_and_gives_the_layers_bits() -> N
         assert torch.equal(
             conv(given, packed, scale, bias, step, 80, [3, 3], [1, 1], [1, 1]), layer(given)
         )
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding", "dilation"),
+    [(3, 3, 1, 1, 1), (37, 5, 2, 2, 1), (64, 3, 1, 2, 2), (40, (1, 7), (1, 3), (0, 3), 1)],
+)
+def test_float_depthwise_layers_run_in_rust(
+    channels: int, kernel: Any, stride: Any, padding: Any, dilation: int
+) -> None:
+    class TwoOutputs(nn.Sequential):
+        def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+            floats = self[0](input)
+            return floats, self[1](floats)
+
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels)
+    x = torch.randn(3, channels, 13, 15)
+    model = ready(TwoOutputs(layer, nn.Conv2d(channels, 8, 1)), x, depthwise="float")
+    net = convert(model, x, float_layers="rust")
+    assert [row.runs for row in net.report.rows if row.op == "conv2d"] == ["rust float -> float"]
+    weight, bias = layer.weight.double(), layer.bias.double()  # type: ignore[union-attr]
+    double = nn.functional.conv2d(x.double(), weight, bias, stride, padding, dilation, channels)
+    assert torch.allclose(net(x)[0].double(), double, atol=1e-5)

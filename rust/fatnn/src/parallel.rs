@@ -170,8 +170,8 @@ impl<'a> Cancellation<'a> {
         }
     }
 
-    /// Calls `work` on a pool thread, in the caller's floating-point mode, and asks the caller
-    /// meanwhile.
+    /// Calls `work` on a pool thread, in the caller's floating-point mode. The calling thread
+    /// polls meanwhile.
     fn install<R: Send>(
         &self,
         pool: &rayon::ThreadPool,
@@ -179,7 +179,7 @@ impl<'a> Cancellation<'a> {
     ) -> Result<R> {
         let mode = FloatMode::current();
         let work = move || mode.run(work);
-        // A pool thread must not wait here: it runs the work itself, and only the caller asks.
+        // A pool thread must not wait here, so it runs the work itself without polling.
         let go_on = match self.go_on {
             Some(go_on) if pool.current_thread_index().is_none() => go_on,
             _ => return Ok(pool.install(work)),
@@ -205,7 +205,7 @@ impl<'a> Cancellation<'a> {
                     .unwrap_or_else(PoisonError::into_inner);
                 finished = waited.0;
                 if !*finished && waited.1.timed_out() {
-                    // Released before asking, because the caller may take long to answer.
+                    // Released before polling, because `go_on` may take long.
                     drop(finished);
                     self.poll(go_on);
                     finished = done.lock().unwrap_or_else(PoisonError::into_inner);

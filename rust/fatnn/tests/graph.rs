@@ -220,13 +220,13 @@ fn a_node_s_dtype_must_match_its_rule() {
         let graph = Graph::parse(&text(&nodes, "x"), Source::File)?;
         check(&graph, &tensors, Source::File)
     };
-    let made = |codes| ValueType::Codes { codes, channels: 6, groups: 2 };
+    let codes_type = |codes| ValueType::Codes { codes, channels: 6, groups: 2 };
     let types = checked("binary", codes("binary", 6), "float32").unwrap();
-    assert_eq!(types, [ValueType::F32, made(CodeType::Binary)]);
+    assert_eq!(types, [ValueType::F32, codes_type(CodeType::Binary)]);
     // A reader of ternary codes accepts binary codes.
     assert_eq!(
         checked("binary", codes("ternary", 6), "float32").unwrap()[1],
-        made(CodeType::Ternary)
+        codes_type(CodeType::Ternary)
     );
     for (act, dtype, input_dtype, words) in [
         (

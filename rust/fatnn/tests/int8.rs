@@ -327,8 +327,8 @@ fn a_saved_network_equals_the_reference_on_all_sizes_and_threads() {
 fn damaged_graphs_are_errors_that_name_the_node() {
     let (graph, tensors) = network();
     let message = |graph: &serde_json::Value, tensors: &BTreeMap<String, Tensor>| {
-        let made = Network::new(&graph.to_string(), tensors);
-        made.err().unwrap_or_else(|| panic!("no error: {graph}")).to_string()
+        let network = Network::new(&graph.to_string(), tensors);
+        network.err().unwrap_or_else(|| panic!("no error: {graph}")).to_string()
     };
     for (key, value) in [
         ("stride", serde_json::json!([0])),

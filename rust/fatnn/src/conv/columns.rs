@@ -66,7 +66,7 @@ pub fn conv2d_int8(
                 post: &[],
             };
             return depthwise::Geometry::new(weights, shape)?.run(
-                depthwise::Input::of(x),
+                depthwise::Input::in_memory(x),
                 &layer,
                 depthwise::Output::Floats(out),
             );
@@ -229,7 +229,7 @@ impl Geometry {
         })
     }
 
-    /// Multiply-accumulates of the layer. An int8 one counts as four ternary ones.
+    /// Multiply-accumulates of the layer. One in int8 counts as four ternary ones.
     pub(super) fn cost(&self, layer: &Layer<'_>) -> usize {
         let w = layer.weights.shape();
         let pixels = self.shape.batch.saturating_mul(self.output[0]).saturating_mul(self.output[1]);
@@ -253,7 +253,7 @@ impl Geometry {
         let scratch = &mut scratch[..self.scratch];
         let (image, zeros) = scratch.split_at_mut(x.len() * element.bytes());
         zeros.fill(element.zero());
-        let numbers = AtomicBool::new(true);
+        let no_nan = AtomicBool::new(true);
         let quantize = |first: usize, out: &mut [u8]| {
             let x = &x[first..][..out.len() / element.bytes()];
             if !level.run(QuantizeInt8 {
@@ -263,7 +263,7 @@ impl Geometry {
                 bounds: [-127.0, 127.0],
                 out,
             }) {
-                numbers.store(false, Ordering::Relaxed);
+                no_nan.store(false, Ordering::Relaxed);
             }
         };
         // Quantizing a value costs about as much as 32 products.
@@ -274,7 +274,7 @@ impl Geometry {
             x.len().saturating_mul(32),
             quantize,
         )?;
-        if !numbers.into_inner() {
+        if !no_nan.into_inner() {
             let index = x.iter().position(|v| v.is_nan()).unwrap_or(0);
             return Err(Error::NotANumber { what: "input", index });
         }

@@ -1,9 +1,9 @@
 //! Depthwise convolution of int8: quantize rows, interleave, multiply.
 //!
-//! Rows of the input are quantized when the first window reaches them, into a ring that holds as
-//! many as a line of windows (or two) spans: they are read again from the first- or second-level
-//! cache. For every block of channels, the rows under a line of windows are interleaved into
-//! *columns*, which kernels read at a constant distance ([`crate::kernels::depthwise`]).
+//! Input rows are quantized when the first window reaches them. A ring buffer holds the rows under
+//! one or two output lines, so that later windows read them from the first- or second-level cache.
+//! For every block of channels, the rows under a line are interleaved into *columns*, which kernels
+//! read at a constant distance ([`crate::kernels::depthwise`]).
 
 mod input;
 mod output;
@@ -11,73 +11,78 @@ mod output;
 use std::cell::RefCell;
 use std::ops::Range;
 
-pub(crate) use self::input::{Input, InputLines, Lines};
+pub(crate) use self::input::{ComputeLines, Input, InputLines};
 pub(crate) use self::output::{LineQuantizer, Output};
 use super::ConvShape;
 use super::int8::Constants;
 use crate::epilogue::Elementwise;
 use crate::error::{Result, bad_value, check_len};
-use crate::kernels::depthwise::{Finish, Levels, MAX_LINES, Product, Rows};
+use crate::kernels::depthwise::{Finish, MAX_LINES, Product, QuantizeParams, Rows};
 use crate::kernels::{CacheLine, DepthwiseKernel, apply_all};
 use crate::pack::PackedWeights;
 use crate::{memory, parallel};
 
-/// A layer's weights and what follows the sums.
+/// A layer's weights, and what follows the products.
 #[derive(Clone, Copy)]
 pub(crate) struct Layer<'a> {
     pub weights: &'a PackedWeights<'a>,
-    /// Its ReLU is not looked at: `clamp` says it.
+    /// Its `relu` is ignored: `clamp` contains it.
     pub constants: &'a Constants,
-    /// Least and greatest value of the input, in order.
+    /// Minimum and maximum that the input is clamped to.
     pub bounds: [f32; 2],
-    /// Least and greatest value after the constants; NaN passes through.
+    /// Minimum and maximum after the constants; NaN passes through.
     pub clamp: [f32; 2],
-    /// What the epilogue does not contain.
+    /// Functions after the kernel's own epilogue.
     pub post: &'a [Elementwise],
 }
 
-/// Bytes of lines that are made at a time: they stay in the second-level cache.
+/// Maximum bytes of input lines that are computed at a time, so that they stay in the second-level
+/// cache.
 const STRIP_BYTES: usize = 256 << 10;
 
-/// No bounds at all.
+/// Bounds that change nothing.
 pub(crate) const UNBOUNDED: [f32; 2] = [f32::NEG_INFINITY, f32::INFINITY];
 
-/// A depthwise convolution's sizes and addresses, worked out once for a shape.
+/// A depthwise convolution's sizes, computed once per shape.
 #[derive(Debug)]
 pub(crate) struct Geometry {
     kernel: &'static dyn DepthwiseKernel,
     shape: ConvShape,
-    /// Output channels of every input channel, and all of them.
+    /// Output channels per input channel.
     multiplier: usize,
+    /// Number of output channels.
     channels: usize,
     /// Height and width of the output.
     pub output: [usize; 2],
-    /// Lines of the output that share columns.
+    /// Number of output lines that share columns.
     lines: usize,
-    /// Rows of the input under these lines' windows, and bytes of a quantized one.
+    /// Number of input rows under the windows of these lines.
     span: usize,
-    row: usize,
-    /// Rows in the ring.
+    /// Bytes of a quantized input row.
+    row_bytes: usize,
+    /// Number of rows in the ring.
     slots: usize,
-    /// Steps of a column; columns under a line, and those of them on the left that are padding.
+    /// Number of steps of a column.
     steps: usize,
+    /// Number of columns under an output line, with padding.
     columns: usize,
+    /// Number of columns of padding on the left.
     left: usize,
 }
 
-/// A thread's memory, kept from call to call, so that a run allocates nothing after the first.
+/// A thread's memory, reused by later calls, so that only the first run allocates.
 #[derive(Default)]
 struct Scratch {
-    /// Quantized rows, then a row of zeros.
+    /// The ring of quantized rows, then a row of zeros.
     rows: Vec<CacheLine>,
     columns: Vec<CacheLine>,
-    /// Where the rows of a column begin.
+    /// Byte offset in `rows` of each row of a column.
     offsets: Vec<usize>,
-    /// A row whose channels are repeated.
+    /// A row in which each channel is repeated `multiplier` times.
     repeated: Vec<f32>,
-    /// Lines of the input that were made on the way.
-    made: Vec<f32>,
-    /// Lines of the output that are quantized next.
+    /// Input lines that were computed.
+    computed: Vec<f32>,
+    /// Output lines before they are quantized.
     floats: Vec<f32>,
 }
 
@@ -88,19 +93,20 @@ thread_local! {
             columns: Vec::new(),
             offsets: Vec::new(),
             repeated: Vec::new(),
-            made: Vec::new(),
+            computed: Vec::new(),
             floats: Vec::new(),
         })
     };
 }
 
-/// Rows of one image that the ring holds.
+/// What the ring and the buffer of computed lines hold.
 struct RingState {
     image: usize,
+    /// Rows of this image in the ring.
     rows: Range<usize>,
-    /// Lines of the input, of all images', that were made and are there.
-    made: Range<usize>,
-    /// The line, of all images', before which the last one is that this call wants.
+    /// Input lines in `Scratch::computed`, numbered over all images.
+    computed: Range<usize>,
+    /// End of the input lines that this call reads, numbered over all images.
     end: usize,
 }
 
@@ -114,14 +120,14 @@ impl Geometry {
         let (output, layout) = (shape.output()?, kernel.layout());
         let ([kh, kw], [stride_y, stride], [dilation_y, dilation]) =
             (shape.kernel, shape.stride, shape.dilation);
-        // Sizes that later products stay below.
+        // Checked so that later products do not overflow.
         shape.size("output", output, w.out_channels.saturating_mul(4))?;
         shape.size("input", shape.input, w.channels.saturating_mul(4))?;
         let lines = match dilation_y == 1 && stride_y < layout.shifts(kh) {
             true => MAX_LINES.min(output[0].max(1)),
             false => 1,
         };
-        // Windows are no larger than the padded input, whose sides are counted in 31 bits.
+        // Windows fit in the padded input, whose sides are below 2^31.
         let reach = (kh - 1).saturating_mul(dilation_y).saturating_add(1);
         let span = reach.saturating_add((lines - 1).saturating_mul(stride_y));
         let reach_x = (kw - 1).saturating_mul(dilation).saturating_add(1);
@@ -142,7 +148,7 @@ impl Geometry {
             output,
             lines,
             span,
-            row,
+            row_bytes: row,
             slots,
             steps,
             columns,
@@ -150,19 +156,19 @@ impl Geometry {
         })
     }
 
-    /// Lines of the input that are made at a time, where they are.
+    /// Number of input lines that are computed at a time, if the input is not in memory.
     pub fn strip_lines(&self, channels: usize) -> usize {
         let line = self.shape.input[1].saturating_mul(channels).saturating_mul(size_of::<f32>());
         (STRIP_BYTES / line.max(1)).clamp(1, self.shape.input[0].max(1))
     }
 
-    /// Bytes of these lines.
+    /// Bytes of [`Geometry::strip_lines`] lines.
     pub fn strip_bytes(&self, channels: usize) -> u128 {
         let pixel = channels as u128 * size_of::<f32>() as u128;
         self.strip_lines(channels) as u128 * self.shape.input[1] as u128 * pixel
     }
 
-    /// Bytes of a thread's memory, but for lines that are made.
+    /// Bytes of a thread's memory, without computed input lines and output lines.
     pub fn thread_bytes(&self) -> u128 {
         let layout = self.kernel.layout();
         let columns = self.columns as u128 * self.steps as u128 * layout.step_bytes() as u128;
@@ -171,7 +177,7 @@ impl Geometry {
         } else {
             0
         };
-        (self.slots as u128 + 1) * self.row as u128
+        (self.slots as u128 + 1) * self.row_bytes as u128
             + columns
             + repeated
             + self.steps as u128 * layout.rows as u128 * 8
@@ -183,13 +189,13 @@ impl Geometry {
             .saturating_mul(size_of::<f32>() as u128)
     }
 
-    /// Runs the convolution on pixels whose channels are last.
+    /// Runs the convolution. Channels are last.
     pub fn run(&self, x: Input<'_>, layer: &Layer<'_>, out: Output<'_>) -> Result<()> {
         let (inputs, [_, width]) = (layer.weights.shape().channels, self.output);
         let elements = self.shape.size("input", self.shape.input, inputs)?;
         match x.lines {
-            InputLines::Here(x) => check_len("input", elements, x.len())?,
-            InputLines::Made(images, _) => check_len("images", self.shape.batch, images)?,
+            InputLines::InMemory(x) => check_len("input", elements, x.len())?,
+            InputLines::Computed { images, .. } => check_len("images", self.shape.batch, images)?,
         }
         let outputs = self.shape.size("output", self.output, self.channels)?;
         out.check(outputs / self.channels, self.channels)?;
@@ -199,11 +205,11 @@ impl Geometry {
         if elements > 0 {
             self.check_unread(x, inputs)?;
         }
-        // A product costs more than a dense one, and every value is quantized and finished.
+        // A product costs more than in a dense layer; quantizer and epilogue cost extra per value.
         let cost = outputs
             .saturating_mul(layer.weights.shape().reduction().saturating_mul(4).saturating_add(64));
         let run = |first, out: Output<'_>| {
-            SCRATCH.with_borrow_mut(|scratch| self.lines(x, layer, first, scratch, out))
+            SCRATCH.with_borrow_mut(|scratch| self.compute_lines(x, layer, first, scratch, out))
         };
         let (line, granularity) = (width * self.channels, self.lines);
         match out {
@@ -221,7 +227,7 @@ impl Geometry {
         }
     }
 
-    /// Looks for NaN in rows that no window reads: an input with NaN is refused wherever it is.
+    /// Looks for NaN in rows that no window reads, because a NaN anywhere in the input is an error.
     fn check_unread(&self, x: Input<'_>, channels: usize) -> Result<()> {
         let ([height, width], stride) = (self.shape.input, self.shape.stride[0]);
         let reach = self.span - (self.lines - 1) * stride;
@@ -233,11 +239,11 @@ impl Geometry {
         if stride <= reach && end >= height {
             return Ok(());
         }
-        let (line, mut made) = (width * channels, Vec::new());
+        let (line, mut computed) = (width * channels, Vec::new());
         for number in 0..height * self.shape.batch {
             let y = number % height;
             if y >= end || (y + padding) % stride >= reach {
-                let row = x.line(number, line, channels, &mut made)?;
+                let row = x.line(number, line, channels, &mut computed)?;
                 if row.iter().any(|x| x.is_nan()) {
                     return Err(x.nan(number * line, row));
                 }
@@ -246,8 +252,8 @@ impl Geometry {
         Ok(())
     }
 
-    /// Computes lines of the output, the first of which is number `first` of all images'.
-    fn lines(
+    /// Computes the lines of `out`. `first` is the number of the first one, over all images.
+    fn compute_lines(
         &self,
         x: Input<'_>,
         layer: &Layer<'_>,
@@ -258,8 +264,10 @@ impl Geometry {
         let (layout, [height, width]) = (self.kernel.layout(), self.output);
         let line = width * self.channels;
         let end = first + out.pixels(self.channels) / width;
-        let rows =
-            CacheLine::bytes_mut(CacheLine::grow(&mut scratch.rows, (self.slots + 1) * self.row)?);
+        let rows = CacheLine::bytes_mut(CacheLine::grow(
+            &mut scratch.rows,
+            (self.slots + 1) * self.row_bytes,
+        )?);
         let column = self.steps * layout.step_bytes();
         let columns =
             CacheLine::bytes_mut(CacheLine::grow(&mut scratch.columns, self.columns * column)?);
@@ -268,17 +276,17 @@ impl Geometry {
         let real = self.shape.input[1].min(self.columns - self.left);
         columns[..self.left * column].fill(zero);
         columns[(self.left + real) * column..self.columns * column].fill(zero);
-        rows[self.slots * self.row..][..self.row].fill(zero);
+        rows[self.slots * self.row_bytes..][..self.row_bytes].fill(zero);
         let mut ring_state =
-            RingState { image: usize::MAX, rows: 0..0, made: 0..0, end: self.read_before(end) };
+            RingState { image: usize::MAX, rows: 0..0, computed: 0..0, end: self.input_end(end) };
         let mut at = first;
         while at < end {
             let (image, y) = (at / height, at % height);
             let count = self.lines.min(height - y).min(end - at);
             let top = y * self.shape.stride[0];
-            let buffers = [&mut scratch.repeated, &mut scratch.made];
+            let buffers = [&mut scratch.repeated, &mut scratch.computed];
             self.fill_ring(x, layer, (image, top), &mut ring_state, buffers, rows)?;
-            self.offsets(top, count, &mut scratch.offsets)?;
+            self.row_offsets(top, count, &mut scratch.offsets)?;
             let range = (at - first) * width..(at - first + count) * width;
             let floats = out.floats(range.clone(), self.channels, &mut scratch.floats)?;
             for panel in layer.weights.panels(0) {
@@ -310,8 +318,8 @@ impl Geometry {
                     lines: count,
                     shift: self.shape.stride[0],
                     width,
-                    pixel: self.channels,
-                    line,
+                    pixel_pitch: self.channels,
+                    line_pitch: line,
                     finish,
                 };
                 self.kernel.multiply(&product, &mut floats[panel.first..]);
@@ -325,24 +333,24 @@ impl Geometry {
         Ok(())
     }
 
-    /// The line of the input, of all images', before which the last one is that lines of the output
-    /// before number `end` read.
-    fn read_before(&self, end: usize) -> usize {
+    /// End of the input lines that the output lines before number `end` read. Lines are numbered
+    /// over all images.
+    fn input_end(&self, end: usize) -> usize {
         let (image, y) = ((end - 1) / self.output[0], (end - 1) % self.output[0]);
         let reach = self.span - (self.lines - 1) * self.shape.stride[0];
         let bottom = (y * self.shape.stride[0] + reach).saturating_sub(self.shape.padding[0]);
         image * self.shape.input[0] + bottom.min(self.shape.input[0])
     }
 
-    /// Quantizes what is not in the ring yet of the rows under lines whose windows begin at the
-    /// padded row `top`.
+    /// Adds the rows under windows that start at the padded row `top` to the ring, if they are not
+    /// in it yet.
     fn fill_ring(
         &self,
         x: Input<'_>,
         layer: &Layer<'_>,
         (image, top): (usize, usize),
         ring_state: &mut RingState,
-        [repeated, made]: [&mut Vec<f32>; 2],
+        [repeated, computed]: [&mut Vec<f32>; 2],
         rows: &mut [u8],
     ) -> Result<()> {
         let ([height, width], padding) = (self.shape.input, self.shape.padding[0]);
@@ -354,34 +362,36 @@ impl Geometry {
             wanted.start
         };
         let inputs = layer.weights.shape().channels;
-        let levels = Levels::new(layer.constants.inv_step, layer.bounds);
+        let params = QuantizeParams::new(layer.constants.inv_step, layer.bounds);
         for y in from..wanted.end {
             let (number, line) = (image * height + y, width * inputs);
-            if !x.here() && !ring_state.made.contains(&number) {
-                // No line of another image, and none that nobody wants.
+            if !x.is_in_memory() && !ring_state.computed.contains(&number) {
+                // Stop at the end of the image and of the lines that this call reads.
                 let last =
                     ((image + 1) * height).min(ring_state.end.max(image * height + wanted.end));
                 let count = self.strip_lines(inputs).min(last - number);
-                memory::grow("lines of an input", made, count * line, 0.0)?;
-                x.make(number, line, inputs, &mut made[..count * line])?;
-                ring_state.made = number..number + count;
+                memory::grow("lines of an input", computed, count * line, 0.0)?;
+                x.read_lines(number, line, inputs, &mut computed[..count * line])?;
+                ring_state.computed = number..number + count;
             }
             let row = match x.lines {
-                InputLines::Here(x) if ring_state.made.is_empty() => &x[number * line..][..line],
-                _ => &made[(number - ring_state.made.start) * line..][..line],
+                InputLines::InMemory(x) if ring_state.computed.is_empty() => {
+                    &x[number * line..][..line]
+                }
+                _ => &computed[(number - ring_state.computed.start) * line..][..line],
             };
-            let out = &mut rows[y % self.slots * self.row..][..self.row];
-            let numbers = if self.multiplier == 1 {
-                self.kernel.quantize(row, self.channels, &levels, out)
+            let out = &mut rows[y % self.slots * self.row_bytes..][..self.row_bytes];
+            let no_nan = if self.multiplier == 1 {
+                self.kernel.quantize(row, self.channels, &params, out)
             } else {
                 memory::grow("repeated channels", repeated, width * self.channels, 0.0)?;
                 let repeated = &mut repeated[..width * self.channels];
                 for (out, x) in repeated.chunks_exact_mut(self.multiplier).zip(row) {
                     out.fill(*x);
                 }
-                self.kernel.quantize(repeated, self.channels, &levels, out)
+                self.kernel.quantize(repeated, self.channels, &params, out)
             };
-            if !numbers {
+            if !no_nan {
                 return Err(x.nan((image * height + y) * line, row));
             }
         }
@@ -389,23 +399,23 @@ impl Geometry {
         Ok(())
     }
 
-    /// Where the rows of a column begin, under `count` lines whose windows begin at the padded row
-    /// `top`.
-    fn offsets(&self, top: usize, count: usize, offsets: &mut Vec<usize>) -> Result<()> {
+    /// Computes the offset of each row of a column. `count` output lines read the columns; windows
+    /// of the first one start at the padded row `top`.
+    fn row_offsets(&self, top: usize, count: usize, offsets: &mut Vec<usize>) -> Result<()> {
         let (height, [padding, _]) = (self.shape.input[0], self.shape.padding);
         let read = self.shape.kernel[0] + (count - 1) * self.shape.stride[0];
         let rows = self.steps * self.kernel.layout().rows;
         offsets.clear();
         memory::reserve("addresses of a convolution", offsets, rows)?;
         offsets.extend((0..rows).map(|row| {
-            // What no window reads meets weights that are 0.
+            // Rows that no window reads are multiplied by weights of 0, so any row will do.
             let y = if row < read {
                 (top + row * self.shape.dilation[0]).checked_sub(padding)
             } else {
                 None
             };
             let slot = y.filter(|y| *y < height).map_or(self.slots, |y| y % self.slots);
-            slot * self.row
+            slot * self.row_bytes
         }));
         Ok(())
     }

@@ -49,6 +49,14 @@ pub struct ConvShape {
 }
 
 impl ConvShape {
+    /// Row (axis 0) or column (axis 1) of the input under a tap of an output pixel; `None` if it is
+    /// in the padding.
+    pub(crate) fn input_at(&self, axis: usize, output: usize, tap: usize) -> Option<usize> {
+        (output * self.stride[axis] + tap * self.dilation[axis])
+            .checked_sub(self.padding[axis])
+            .filter(|&at| at < self.input[axis])
+    }
+
     /// Output height and width.
     ///
     /// # Errors

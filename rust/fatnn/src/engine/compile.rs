@@ -1,4 +1,4 @@
-//! Compiles a graph to operations. Weights are packed for this CPU here and nowhere else.
+//! Compiles a graph to operations. This is the only place that packs weights for this CPU.
 
 use super::fused::{FusedGraph, FusedNode};
 use super::independent_images;
@@ -107,7 +107,7 @@ pub(super) fn network(
     Ok(Network { not_fused, ..net })
 }
 
-/// What passes refused, with the names of nodes and layers from the graph.
+/// The fusions that passes refused, with the names of nodes and layers.
 fn not_fused(graph: &Graph, refused: &[Refusal]) -> Result<Vec<NotFused>> {
     let named = refused.iter().map(|&Refusal { pass, node, reason }| {
         let node = &graph.nodes[node];
@@ -121,7 +121,7 @@ struct Compiler<'a> {
     graph: &'a Graph,
     tensors: &'a Tensors,
     types: &'a [ValueType],
-    /// Kernel family of all products; `None` to choose what is fastest on this CPU.
+    /// Kernel family of all products; `None` chooses the fastest on this CPU.
     family: Option<Family>,
     /// Counts the bytes of weights before they are allocated.
     budget: Budget,
@@ -132,7 +132,7 @@ impl<'a> Compiler<'a> {
         NodeView { node: &self.graph.nodes[node], tensors: self.tensors }
     }
 
-    /// Compiles a node. An error comes with the number of the graph's node that caused it.
+    /// Compiles a node. On an error, also returns the number of the graph's node that caused it.
     fn node(&self, fused: FusedNode) -> Result<NetNode, (usize, BuildError)> {
         let at = fused.node;
         let operation =
@@ -158,7 +158,7 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    /// Adds the node's place to a limit error, which only says what it counts.
+    /// Adds the node's place to the message of a limit error, which does not name the node.
     fn with_place(&self, node: usize, error: BuildError) -> BuildError {
         match error {
             BuildError::Failed(Error::Limit { what, needed, unit, argument, limit }) => {
@@ -195,7 +195,7 @@ impl<'a> Compiler<'a> {
         self.build(fused, post, shortcut).map_err(|e| (fused.node, e))
     }
 
-    /// Elementwise functions of nodes. An error comes with the number of its node.
+    /// Elementwise functions of nodes. On an error, also returns the number of the node.
     fn elementwise(&self, nodes: &[usize]) -> Result<Vec<Elementwise>, (usize, BuildError)> {
         let of = |&node: &usize| elementwise_of(self.view(node)).map_err(|e| (node, e));
         nodes.iter().map(of).collect()
@@ -367,7 +367,7 @@ fn from_front(dim: i64, rank: usize) -> Result<usize, String> {
         .ok_or_else(|| format!("dimension must be from -{rank} to {}, got {dim}", rank - 1))
 }
 
-/// A mean over all pixels becomes a pooling; any other reduction a [`Reduce`].
+/// A mean over all pixels becomes a [`Pool`], any other reduction a [`Reduce`].
 fn reduction(kind: Reduction, dims: &[i64], keepdim: bool, rank: usize) -> OpResult {
     let mut reduced: Vec<usize> =
         dims.iter().map(|&dim| from_front(dim, rank)).collect::<Result<_, _>>()?;
@@ -385,10 +385,10 @@ fn reduction(kind: Reduction, dims: &[i64], keepdim: bool, rank: usize) -> OpRes
 
 /// Dimensions counted from the front; an error unless each occurs once.
 fn permutation(dims: &[i64], rank: usize) -> Result<Vec<usize>, String> {
-    let made: Vec<usize> =
+    let indices: Vec<usize> =
         dims.iter().map(|&dim| from_front(dim, rank)).collect::<Result<_, _>>()?;
-    match (0..rank).all(|dim| made.contains(&dim)) && made.len() == rank {
-        true => Ok(made),
+    match (0..rank).all(|dim| indices.contains(&dim)) && indices.len() == rank {
+        true => Ok(indices),
         false => Err(format!("dims must contain each of {rank} dimensions once, got {dims:?}")),
     }
 }

@@ -23,16 +23,18 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
     let mut types: Vec<ValueType> = Vec::new();
     for node in &graph.nodes {
         let view = NodeView { node, tensors };
-        let read: Vec<ValueType> = node.inputs.iter().map(|&value| types[value]).collect();
+        let inputs: Vec<ValueType> = node.inputs.iter().map(|&value| types[value]).collect();
         types.push(match node.info {
             None => {
                 unknown = true;
                 ValueType::F32
             }
-            Some(info) => match node_type(view, info, &read, source) {
+            Some(info) => match node_type(view, info, &inputs, source) {
                 Ok(kind) => kind,
                 Err(_)
-                    if unknown && info.makes_codes && !read.iter().any(|kind| kind.is_codes()) =>
+                    if unknown
+                        && info.makes_codes
+                        && !inputs.iter().any(|kind| kind.is_codes()) =>
                 {
                     ValueType::F32
                 }
@@ -67,13 +69,13 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
 fn node_type(
     view: NodeView<'_>,
     info: &OpInfo,
-    read: &[ValueType],
+    inputs: &[ValueType],
     source: Source,
 ) -> Result<ValueType, String> {
-    if !info.reads(read.len()) {
-        return Err(format!("reads {} values", read.len()));
+    if !info.reads(inputs.len()) {
+        return Err(format!("reads {} values", inputs.len()));
     }
-    for (i, kind) in read.iter().enumerate() {
+    for (i, kind) in inputs.iter().enumerate() {
         let wanted = info.reads_codes && i == 0;
         let plain = info.reads_plain || wanted || *kind == ValueType::F32;
         if kind.is_codes() != wanted || matches!(kind, ValueType::Other(_)) || !plain {
@@ -85,7 +87,7 @@ fn node_type(
     if source == Source::File {
         check_as_file(view)?;
     }
-    let found = (info.types)(view, read)?;
+    let found = (info.types)(view, inputs)?;
     match view.node.dtype {
         Some(declared) if !found.fits(declared) => {
             Err(format!("makes {found}, but its dtype says {declared}"))

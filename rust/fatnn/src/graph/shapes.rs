@@ -33,12 +33,12 @@ const ONE: Size = Size::Known(1);
 ///
 /// # Errors
 /// Why the shapes do not fit.
-pub(super) fn output_shape(view: NodeView<'_>, read: &[&[usize]]) -> Result<Vec<usize>, String> {
+pub(super) fn output_shape(view: NodeView<'_>, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
     let Some(info) = view.node.info else { return Ok(view.node.shape.clone()) };
-    require(info.reads(read.len()), || format!("reads {} values", read.len()))?;
-    let read: Vec<Vec<Size>> = read.iter().map(|shape| known_sizes(shape)).collect();
-    let read: Vec<&[Size]> = read.iter().map(Vec::as_slice).collect();
-    let output = (info.shape)(&Sizes::default(), view, &read)?;
+    require(info.reads(inputs.len()), || format!("reads {} values", inputs.len()))?;
+    let inputs: Vec<Vec<Size>> = inputs.iter().map(|shape| known_sizes(shape)).collect();
+    let inputs: Vec<&[Size]> = inputs.iter().map(Vec::as_slice).collect();
+    let output = (info.shape)(&Sizes::default(), view, &inputs)?;
     let number = |size: Size| size.known().ok_or_else(|| "the output size is not known".to_owned());
     output.into_iter().map(number).collect()
 }
@@ -51,12 +51,12 @@ pub fn in_every_run(graph: &Graph, tensors: &Tensors) -> Vec<Vec<Size>> {
     let sizes = Sizes::default();
     let mut shapes: Vec<Vec<Size>> = Vec::new();
     for node in &graph.nodes {
-        let read: Vec<&[Size]> =
+        let inputs: Vec<&[Size]> =
             node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
         let output = match (&node.op, node.info) {
             (Op::Input(input), _) => Some(input_sizes(&sizes, input, &node.shape)),
-            (_, Some(info)) if info.reads(read.len()) => {
-                (info.shape)(&sizes, NodeView { node, tensors }, &read).ok()
+            (_, Some(info)) if info.reads(inputs.len()) => {
+                (info.shape)(&sizes, NodeView { node, tensors }, &inputs).ok()
             }
             _ => None,
         };
@@ -90,8 +90,8 @@ pub(super) fn declared(_: &Sizes, view: NodeView<'_>, _: &[&[Size]]) -> ShapeRes
 }
 
 /// The shape of the first input.
-pub(super) fn same_as_input(_: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
-    Ok(read[0].to_vec()) // small: sizes
+pub(super) fn same_as_input(_: &Sizes, _: NodeView<'_>, inputs: &[&[Size]]) -> ShapeResult {
+    Ok(inputs[0].to_vec()) // small: sizes
 }
 
 /// Splits a shape into the leading dimensions (with or without a batch) and its last `axes`
@@ -120,8 +120,8 @@ fn dimension(dim: i64, rank: usize) -> Result<usize, String> {
 }
 
 /// Broadcasts two shapes, as PyTorch.
-pub(super) fn broadcast(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
-    broadcast_pair(sizes, read[0], read[1])
+pub(super) fn broadcast(sizes: &Sizes, _: NodeView<'_>, inputs: &[&[Size]]) -> ShapeResult {
+    broadcast_pair(sizes, inputs[0], inputs[1])
 }
 
 /// The shape that two shapes broadcast to.

@@ -94,7 +94,7 @@ pub(crate) const MAX_RANK: usize = 32;
 
 /// `Ok` if array libraries support the shape.
 pub(super) fn check_shape(shape: &[usize]) -> Result<()> {
-    // 8 bits below the address space, so that byte counts of every element type fit in `usize`.
+    // Leave 8 bits of `usize` unused, so that byte counts of every element type fit.
     let fits = memory::product(shape.iter().copied()).is_some_and(|n| n < 1 << (usize::BITS - 8));
     match shape.len() <= MAX_RANK && fits {
         true => Ok(()),

@@ -53,9 +53,12 @@ pub(super) fn floats(_: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, Stri
 }
 
 /// Operations that move elements keep the type. All inputs of `cat` must have the same type.
-pub(super) fn same_as_inputs(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
-    let Some(&first) = read.first() else { return Ok(ValueType::F32) };
-    match read.iter().find(|other| **other != first) {
+pub(super) fn same_as_inputs(
+    view: NodeView<'_>,
+    inputs: &[ValueType],
+) -> Result<ValueType, String> {
+    let Some(&first) = inputs.first() else { return Ok(ValueType::F32) };
+    match inputs.iter().find(|other| **other != first) {
         Some(other) if matches!(view.node.op, Op::Cat { .. }) => {
             Err(format!("expected inputs of one type, got {first} and {other}"))
         }
@@ -74,51 +77,51 @@ pub(super) fn constant(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType,
 }
 
 /// Arithmetic on two floats, or on two integers of one type. Integers are not divided.
-pub(super) fn arithmetic(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
-    match read {
+pub(super) fn arithmetic(view: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
+    match inputs {
         [ValueType::F32, ValueType::F32] => Ok(ValueType::F32),
         [a, b] if a == b && a.is_integer() && view.node.op != Op::Binary(Binary::Div) => Ok(*a),
-        _ => Err(format!("expected two values of floats, or integers, got {}", type_names(read))),
+        _ => Err(format!("expected two values of floats, or integers, got {}", type_names(inputs))),
     }
 }
 
-pub(super) fn embedding(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+pub(super) fn embedding(view: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
     let weight = view.shape("weight")?;
     if weight.len() != 2 {
         return Err(format!("weight must have 2 dimensions, got {weight:?}"));
     }
-    match read {
+    match inputs {
         [ids] if ids.is_integer() => Ok(ValueType::F32),
-        _ => Err(format!("expected int32 or int64, got {}", type_names(read))),
+        _ => Err(format!("expected int32 or int64, got {}", type_names(inputs))),
     }
 }
 
-pub(super) fn compare(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
-    match read {
+pub(super) fn compare(_: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
+    match inputs {
         [a, b] if a == b => Ok(ValueType::Bool),
-        _ => Err(format!("expected two values of one type, got {}", type_names(read))),
+        _ => Err(format!("expected two values of one type, got {}", type_names(inputs))),
     }
 }
 
-pub(super) fn logical(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
-    match read.iter().all(|kind| *kind == ValueType::Bool) {
+pub(super) fn logical(_: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
+    match inputs.iter().all(|kind| *kind == ValueType::Bool) {
         true => Ok(ValueType::Bool),
-        false => Err(format!("expected bool, got {}", type_names(read))),
+        false => Err(format!("expected bool, got {}", type_names(inputs))),
     }
 }
 
-pub(super) fn select(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
-    match read {
+pub(super) fn select(_: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
+    match inputs {
         [ValueType::Bool, a, b] if a == b => Ok(*a),
-        _ => Err(format!("expected bool and two values of one type, got {}", type_names(read))),
+        _ => Err(format!("expected bool and two values of one type, got {}", type_names(inputs))),
     }
 }
 
 /// Casts, except from floats to integers: in PyTorch large floats give other integers on other
 /// CPUs.
-pub(super) fn cast(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+pub(super) fn cast(view: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
     match view.node.op {
-        Op::Cast { to } if to.is_integer() && read == [ValueType::F32] => {
+        Op::Cast { to } if to.is_integer() && inputs == [ValueType::F32] => {
             Err(format!("expected integers or bool for {to}, got floats"))
         }
         Op::Cast { to } => Ok(to),
@@ -127,16 +130,16 @@ pub(super) fn cast(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, 
 }
 
 /// Numbers to numbers of the same type, as in `cumsum`.
-pub(super) fn numbers(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
-    match read {
+pub(super) fn numbers(_: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
+    match inputs {
         [kind] if kind.is_integer() || *kind == ValueType::F32 => Ok(*kind),
-        _ => Err(format!("expected float32, int32 or int64, got {}", type_names(read))),
+        _ => Err(format!("expected float32, int32 or int64, got {}", type_names(inputs))),
     }
 }
 
 /// Types as text for an error message.
-fn type_names(read: &[ValueType]) -> String {
-    read.iter().map(ValueType::to_string).collect::<Vec<_>>().join(", ")
+fn type_names(inputs: &[ValueType]) -> String {
+    inputs.iter().map(ValueType::to_string).collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn int8(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
@@ -209,7 +212,7 @@ fn codes_type(codes: CodeType, channels: usize, groups: usize) -> Result<ValueTy
 }
 
 /// Checks a convolution of codes and its input; returns the number of output channels.
-fn codes_conv(view: NodeView<'_>, conv: &CodesConv, read: &[ValueType]) -> Result<usize, String> {
+fn codes_conv(view: NodeView<'_>, conv: &CodesConv, inputs: &[ValueType]) -> Result<usize, String> {
     let weight = view.shape("weight")?;
     let &[n, per_group, kh, kw] = weight else {
         return Err(format!("weight must have 4 dimensions, got {weight:?}"));
@@ -225,8 +228,8 @@ fn codes_conv(view: NodeView<'_>, conv: &CodesConv, read: &[ValueType]) -> Resul
         return Err(format!("groups do not fit: {conv:?} and weight {weight:?} disagree"));
     }
     let wanted = ValueType::Codes { codes: conv.act.code_type(), channels, groups: conv.groups };
-    if !read[0].fits(wanted) {
-        return Err(format!("reads {}, wants {wanted}", read[0]));
+    if !inputs[0].fits(wanted) {
+        return Err(format!("reads {}, wants {wanted}", inputs[0]));
     }
     if conv.params.kernel != [kh, kw] {
         return Err(format!("kernel {:?} and weight {weight:?} disagree", conv.params.kernel));
@@ -234,9 +237,9 @@ fn codes_conv(view: NodeView<'_>, conv: &CodesConv, read: &[ValueType]) -> Resul
     Ok(n)
 }
 
-pub(super) fn conv_codes(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+pub(super) fn conv_codes(view: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
     let Op::ConvCodes { conv, out_groups } = &view.node.op else { return Ok(ValueType::F32) };
-    let n = codes_conv(view, conv, read)?;
+    let n = codes_conv(view, conv, inputs)?;
     let (rows, values) = match view.tensor("thresholds") {
         Some(Tensor::I32(shape, values)) if matches!(shape.as_slice(), [2 | 3, c] if *c == n) => {
             (shape[0], values)
@@ -266,9 +269,9 @@ pub(super) fn codes_of(rows: usize, thresholds: &[i32]) -> CodeType {
     }
 }
 
-pub(super) fn conv_float(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+pub(super) fn conv_float(view: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
     let Op::ConvFloat { conv, .. } = &view.node.op else { return Ok(ValueType::F32) };
-    let n = codes_conv(view, conv, read)?;
+    let n = codes_conv(view, conv, inputs)?;
     per_output(view, &["scale", "bias"], n)?;
     if view.tensor("bias").is_some() && view.tensor("scale").is_none() {
         return Err("a bias needs a scale".into());
@@ -276,6 +279,6 @@ pub(super) fn conv_float(view: NodeView<'_>, read: &[ValueType]) -> Result<Value
     Ok(ValueType::F32)
 }
 
-pub(super) fn max_pool_codes(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
-    Ok(read[0])
+pub(super) fn max_pool_codes(_: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
+    Ok(inputs[0])
 }

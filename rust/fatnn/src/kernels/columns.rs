@@ -131,7 +131,7 @@ impl<'a> Product<'a> {
     /// `rows` of `reduction` values times a panel of as many channels as `finish` has constants.
     ///
     /// # Panics
-    /// If the sizes do not match or a read would leave a slice: a bug in the caller.
+    /// If the sizes do not match or a read would leave a slice, which is a bug in the caller.
     pub(crate) fn new(
         layout: &Int8Layout,
         rows: Rows<'a>,

@@ -3,7 +3,7 @@
 /// `out = a · b`, all row-major: `a` is `m × k`, `b` is `k × n`. Runs on the calling thread.
 ///
 /// # Panics
-/// If a slice has another size: a bug in the caller.
+/// If a slice does not have its matrix's size, which is a bug in the caller.
 pub(crate) fn matmul(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], out: &mut [f32]) {
     assert_eq!(Some(a.len()), m.checked_mul(k));
     assert_eq!(Some(b.len()), k.checked_mul(n));
@@ -46,7 +46,7 @@ const MAX_TERMS: usize = 512;
 /// `out = a · b`: `a` is `m × k`, `b` is `k × n`, `out` is row-major. Runs on the calling thread.
 ///
 /// # Panics
-/// If an index is outside its slice: a bug in the caller.
+/// If an index is outside its slice, which is a bug in the caller.
 pub(crate) fn product([m, n, k]: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32]) {
     assert_eq!(Some(out.len()), m.checked_mul(n));
     if k == 0 {

@@ -14,7 +14,7 @@
 //! | `popcount/`, `table/`, `matrix/`, `dot/`, `int8/`, `depthwise/` | one file per ISA |
 //! | `isa/` | one interface to the vector instructions of each instruction set |
 //! | `vector.rs` | compiles plain loops for every instruction set |
-//! | `epilogue.rs`, `elementwise.rs`, `quantize.rs`, `pooling.rs`, `rows.rs` | such plain loops |
+//! | `epilogue.rs`, `elementwise.rs`, `depthwise_float.rs`, … | such plain loops |
 //!
 //! Inner loops are safe to call for two reasons: a kernel can only be obtained if the CPU features
 //! that it needs were detected, and the constructors of operands check that every address is inside
@@ -64,6 +64,7 @@ pub(crate) mod columns;
 pub mod cost;
 mod costs;
 pub(crate) mod depthwise;
+mod depthwise_float;
 #[cfg(target_arch = "x86_64")]
 mod dot;
 mod elementwise;
@@ -91,6 +92,7 @@ pub use cache_line::CacheLine;
 pub use choose::{LayerShape, best, choose_by_rules, choose_for, choose_in};
 pub use columns::ColumnsKernel;
 pub use depthwise::DepthwiseKernel;
+pub(crate) use depthwise_float::{PADDING, depthwise_float};
 pub(crate) use elementwise::apply_all;
 pub(crate) use epilogue::TileAcc;
 pub use epilogue::TileEpilogue;

@@ -48,7 +48,7 @@ impl<'a> Pixels<'a> {
     /// Bit planes of pixel `i`.
     ///
     /// # Panics
-    /// If there is no such pixel: a bug in the driver.
+    /// If there is no such pixel, which is a bug in the driver.
     #[inline(always)]
     pub(crate) fn unit(&self, i: usize) -> &'a [u8; 16] {
         self.planes[i * self.pitch..].first_chunk().expect("the driver gives whole pixels")
@@ -146,7 +146,7 @@ impl<'a> PackedInput<'a> {
     ///
     /// # Panics
     /// If a block that begins before `positions` would read outside `bytes`, or if there is nothing
-    /// to compute: a bug in the driver.
+    /// to compute, which is a bug in the driver.
     pub(crate) fn new(
         kernel: &dyn PackedInputKernel,
         bytes: &'a [u8],
@@ -175,7 +175,8 @@ impl<'a> PackedInput<'a> {
         self.bytes.as_ptr()
     }
 
-    /// Byte offset of position 0 for every chunk of the reduction, all taps of a unit in a row.
+    /// Byte offset of position 0 for every chunk of the reduction. Taps of the same unit are
+    /// consecutive.
     #[inline(always)]
     pub(crate) fn offsets(&self) -> &'a [usize] {
         self.offsets
@@ -212,7 +213,7 @@ impl<'a> Panel<'a> {
     /// A panel with a reduction of `chunks` chunks and `channels` existing output channels.
     ///
     /// # Panics
-    /// If its size is wrong: a bug in the driver.
+    /// If its size is wrong, which is a bug in the driver.
     pub(crate) fn new(
         kernel: &dyn PackedInputKernel,
         chunks: usize,

@@ -128,7 +128,7 @@ fn channels_first<const THRESHOLDS: usize>(
     let mut no_nan = true;
     let (mut done, total) = (0, out.len() / bytes);
     while done < total {
-        // The pixels of one image among those that `out` holds.
+        // The pixels of `out` that belong to the same image.
         let (image, begin) = ((first + done) / input.pixels, (first + done) % input.pixels);
         let count = (input.pixels - begin).min(total - done);
         let x = &input.x[image * image_floats..][..image_floats];

@@ -62,8 +62,8 @@ impl<'a> TileRows<'a> {
     /// the largest element of `offsets`.
     ///
     /// # Panics
-    /// If an address would be outside `codes`: a bug in the driver, since the public functions
-    /// check shapes first.
+    /// If an address would be outside `codes`, which is a bug in the driver because the
+    /// public functions check shapes first.
     #[inline]
     pub(crate) fn new(
         mr: usize,
@@ -106,7 +106,7 @@ impl<'a> Tiles<'a> {
     /// Tiles for a panel.
     ///
     /// # Panics
-    /// If `panel` has the wrong size: a bug in the driver.
+    /// If `panel` has the wrong size, which is a bug in the driver.
     #[inline]
     pub(crate) fn new(kernel: &dyn TiledKernel, rows: TileRows<'a>, panel: &'a [u8]) -> Self {
         assert_eq!(panel.len(), kernel.panel_bytes(rows.offsets.len()), "panel has another size");

@@ -86,8 +86,8 @@ fn ln_1p(x: f64) -> f64 {
 #[inline(always)]
 pub(super) fn log1p(x: f64) -> f64 {
     let small = x - x * x * 0.5;
-    let made = ln(1.0 + x);
-    if x.abs() < 1e-5 { small } else { made }
+    let large = ln(1.0 + x);
+    if x.abs() < 1e-5 { small } else { large }
 }
 
 /// The error function.
@@ -115,15 +115,15 @@ pub(super) fn selu(x: f64) -> f64 {
 /// `x^power`.
 #[inline(always)]
 pub(super) fn pow(x: f64, power: f64, parity: Parity) -> f64 {
-    let made = exp(power * ln(x.abs()));
+    let magnitude = exp(power * ln(x.abs()));
     let negative = match parity {
-        Parity::Even => made,
-        Parity::Odd => -made,
+        Parity::Even => magnitude,
+        Parity::Odd => -magnitude,
         Parity::Fraction => f64::NAN,
     };
-    // The sign of 0 counts for odd powers only, and infinity is not below any power.
-    let of_zero = if parity == Parity::Odd { made.copysign(x) } else { made };
-    if x < 0.0 && x > f64::NEG_INFINITY { negative } else { of_zero }
+    // For +x, ±0 and -infinity. Only odd powers keep the sign of x.
+    let signed = if parity == Parity::Odd { magnitude.copysign(x) } else { magnitude };
+    if x < 0.0 && x > f64::NEG_INFINITY { negative } else { signed }
 }
 
 #[inline(always)]
@@ -135,7 +135,7 @@ pub(super) fn tanh(x: f64) -> f64 {
     if x.abs() < 0.01 { small } else { large }
 }
 
-/// `(1 - erf(z)) · e^(z²)` of what is not negative, to about 1e-11.
+/// `(1 - erf(z)) · e^(z²)` for `z >= 0`, with an error of about 1e-11.
 #[inline(always)]
 fn scaled_erfc(z: f64) -> f64 {
     let t = 3.0 / (3.0 + z);
@@ -174,12 +174,12 @@ pub(super) fn softplus(x: f64, beta: f64, threshold: f64) -> f64 {
     if scaled > threshold { x } else { result }
 }
 
-/// `-ln(1 + e^-x)`, without infinity inside.
+/// `-ln(1 + e^-x)`, computed without overflow.
 #[inline(always)]
 pub(super) fn log_sigmoid(x: f64) -> f64 {
     let negative = if x < 0.0 { x } else { 0.0 };
-    let made = negative - ln_1p(exp(-x.abs()));
-    if x.is_nan() { x } else { made }
+    let y = negative - ln_1p(exp(-x.abs()));
+    if x.is_nan() { x } else { y }
 }
 
 /// `x · tanh(ln(1 + e^x))`.

@@ -1,50 +1,53 @@
-//! Where a depthwise convolution's input comes from.
+//! The input of a depthwise convolution: in memory, or computed line by line.
 
 use crate::epilogue::Elementwise;
 use crate::error::{Error, Result};
 use crate::kernels::apply_all;
 use crate::{memory, parallel};
 
-/// Makes lines of a depthwise convolution's input when they are wanted.
-pub(crate) trait Lines: Sync {
-    /// Writes lines from number `first` of all images' on, as many as `out` has, all of one image.
+/// Computes lines of a depthwise convolution's input on demand.
+pub(crate) trait ComputeLines: Sync {
+    /// Fills `out` with lines of one image. `first` is the number of the first line, over all
+    /// images.
     ///
     /// # Errors
-    /// Whatever goes wrong; NaN is found by who reads the lines.
-    fn lines(&self, first: usize, out: &mut [f32]) -> Result<()>;
+    /// If the lines cannot be computed. NaN is not an error here: the reader of the lines finds it.
+    fn compute(&self, first: usize, out: &mut [f32]) -> Result<()>;
 }
 
 /// The input of a depthwise convolution, channels last.
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
     pub lines: InputLines<'a>,
-    /// Functions of its elements, before they are bounded.
+    /// Functions of its elements, which run before they are clamped and quantized.
     pub before: &'a [Elementwise],
 }
 
+/// Where the lines of an input come from.
 #[derive(Clone, Copy)]
 pub(crate) enum InputLines<'a> {
-    /// All of them, in memory.
-    Here(&'a [f32]),
-    /// Of so many images, made on the way.
-    Made(usize, &'a dyn Lines),
+    /// All lines of all images.
+    InMemory(&'a [f32]),
+    /// Lines that are computed when they are needed.
+    Computed { images: usize, source: &'a dyn ComputeLines },
 }
 
 impl<'a> Input<'a> {
-    /// All lines in memory, without functions.
-    pub fn of(x: &'a [f32]) -> Self {
-        Input { lines: InputLines::Here(x), before: &[] }
+    /// An input in memory, without functions.
+    pub fn in_memory(x: &'a [f32]) -> Self {
+        Input { lines: InputLines::InMemory(x), before: &[] }
     }
 }
 
 impl Input<'_> {
-    /// Whether its lines are in memory as they are read.
-    pub(super) fn here(&self) -> bool {
-        matches!(self.lines, InputLines::Here(_)) && self.before.is_empty()
+    /// Whether lines are in memory and need no function.
+    pub(super) fn is_in_memory(&self) -> bool {
+        matches!(self.lines, InputLines::InMemory(_)) && self.before.is_empty()
     }
 
-    /// Lines from number `first` on, after their functions.
-    pub(super) fn make(
+    /// Copies or computes lines and applies the functions. `first` is the number of the first line,
+    /// over all images.
+    pub(super) fn read_lines(
         &self,
         first: usize,
         line: usize,
@@ -52,35 +55,35 @@ impl Input<'_> {
         out: &mut [f32],
     ) -> Result<()> {
         match self.lines {
-            InputLines::Here(x) => out.copy_from_slice(&x[first * line..][..out.len()]),
-            InputLines::Made(_, lines) => {
-                parallel::on_this_thread(|| lines.lines(first, out))?;
+            InputLines::InMemory(x) => out.copy_from_slice(&x[first * line..][..out.len()]),
+            InputLines::Computed { source, .. } => {
+                parallel::on_this_thread(|| source.compute(first, out))?;
             }
         }
         apply_all(self.before, out, channels)
     }
 
-    /// One line, as it is quantized.
+    /// One line after the functions. `buffer` holds it unless it is in memory.
     pub(super) fn line<'a>(
         &'a self,
         number: usize,
         line: usize,
         channels: usize,
-        made: &'a mut Vec<f32>,
+        buffer: &'a mut Vec<f32>,
     ) -> Result<&'a [f32]> {
-        if let (InputLines::Here(x), true) = (self.lines, self.before.is_empty()) {
+        if let (InputLines::InMemory(x), true) = (self.lines, self.before.is_empty()) {
             return Ok(&x[number * line..][..line]);
         }
-        memory::grow("lines of an input", made, line, 0.0)?;
-        self.make(number, line, channels, &mut made[..line])?;
-        Ok(&made[..line])
+        memory::grow("lines of an input", buffer, line, 0.0)?;
+        self.read_lines(number, line, channels, &mut buffer[..line])?;
+        Ok(&buffer[..line])
     }
 
-    /// The first NaN of an input that has one in a row, whose first element has number `first`.
+    /// The error for a NaN in `row`, whose first element is number `first` of the input.
     pub(super) fn nan(&self, first: usize, row: &[f32]) -> Error {
         let found = |x: &[f32]| x.iter().position(|x| x.is_nan());
         let index = match self.lines {
-            InputLines::Here(x) if self.before.is_empty() => found(x),
+            InputLines::InMemory(x) if self.before.is_empty() => found(x),
             _ => found(row).map(|at| first + at),
         };
         Error::NotANumber { what: "input", index: index.unwrap_or(0) }

@@ -1,4 +1,4 @@
-//! Where the output of a depthwise convolution goes.
+//! The output of a depthwise convolution: floats, or codes of a fused quantizer.
 
 use std::ops::Range;
 
@@ -17,10 +17,10 @@ pub(crate) struct LineQuantizer<'a> {
 }
 
 impl LineQuantizer<'_> {
-    /// Quantizes pixels, the first of which is number `first` of all images.
+    /// Quantizes pixels. `first` is the number of the first one, over all images.
     fn quantize(&self, floats: &[f32], first: usize, out: &mut [u8]) -> Result<()> {
         let (pixels, order) = (out.len() / self.layout.pixel_bytes(), PixelOrder::ChannelsLast);
-        // The floats are borrowed from this thread's memory, so no other work may start here.
+        // Stay on this thread: the floats are borrowed from its thread-local storage.
         parallel::on_this_thread(|| {
             quantize(floats, 1, pixels, order, self.thresholds, self.layout, out)
         })
@@ -36,10 +36,10 @@ impl LineQuantizer<'_> {
     }
 }
 
-/// The output of a depthwise convolution, or a part of it in whole lines; channels last.
+/// The output of a depthwise convolution, or whole lines of it. Channels are last.
 pub(crate) enum Output<'a> {
     Floats(&'a mut [f32]),
-    /// Codes of a quantizer that is the only reader of the floats.
+    /// Codes of the quantizer that is the only reader of the floats.
     Codes(&'a mut [u8], LineQuantizer<'a>),
 }
 
@@ -56,7 +56,7 @@ impl Output<'_> {
         }
     }
 
-    /// Number of its pixels.
+    /// Number of pixels.
     pub(super) fn pixels(&self, channels: usize) -> usize {
         match self {
             Output::Floats(out) => out.len() / channels,
@@ -64,7 +64,7 @@ impl Output<'_> {
         }
     }
 
-    /// Memory for the floats of some of its pixels: its own, or else `scratch`.
+    /// Memory for the floats of `pixels`: a part of the output, or `scratch` if it holds codes.
     pub(super) fn floats<'b>(
         &'b mut self,
         pixels: Range<usize>,
@@ -81,8 +81,8 @@ impl Output<'_> {
         }
     }
 
-    /// Quantizes the floats that were written to `scratch`, if it holds codes. `first` is the
-    /// number of the first of these pixels among those of all images.
+    /// If the output holds codes, quantizes the floats in `scratch`. `first` is the number of the
+    /// first pixel, over all images.
     pub(super) fn store(
         &mut self,
         pixels: Range<usize>,

@@ -187,7 +187,7 @@ impl TernaryConv {
             map: sizes.output,
             axes: self.axes,
         };
-        // Stride and padding must not give size to an axis that the output does not have.
+        // Checked because stride and padding can enlarge an axis that the output does not have.
         Value::float(out).check()?;
         let cost = Cost {
             bytes: sizes.table_bytes,
@@ -297,16 +297,17 @@ impl ExecutableOp for ConvStep {
             _ if self.residual => Residual::InPlace,
             _ => Residual::None,
         };
-        let sink = self.conv.sink(residual).expect("an epilogue of floats");
+        let sink = self.conv.sink(residual).expect("a float epilogue");
         let out = out.floats();
         match (&self.shortcut, &self.conv.shortcut) {
             (Some(geometry), Some(Shortcut { conv, .. })) => {
-                let first = conv.sink(Residual::None).expect("a shortcut's epilogue makes floats");
+                let shortcut_sink =
+                    conv.sink(Residual::None).expect("a shortcut's epilogue makes floats");
                 Geometry::run_sum(
                     [geometry, &self.geometry],
                     [inputs[1].codes(), codes],
                     [&conv.weights, weights],
-                    [&first, &sink],
+                    [&shortcut_sink, &sink],
                     scratch,
                     out,
                     codes_out,

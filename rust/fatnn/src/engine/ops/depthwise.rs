@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::codec::CodesLayout;
 use crate::conv::depthwise::{
-    Geometry, Input, InputLines, Layer, LineQuantizer, Lines, Output, UNBOUNDED,
+    ComputeLines, Geometry, Input, InputLines, Layer, LineQuantizer, Output, UNBOUNDED,
 };
 use crate::conv::tiled::FloatSink;
 use crate::conv::{self, Constants, Padded};
@@ -52,7 +52,7 @@ pub(crate) struct OutputQuantizer {
 /// A 1×1 convolution whose floats only the depthwise convolution reads.
 #[derive(Debug)]
 pub(crate) struct Source {
-    /// Name of its node.
+    /// Name of the source's node.
     pub name: String,
     /// Name used in error messages.
     pub label: String,
@@ -61,7 +61,7 @@ pub(crate) struct Source {
 
 impl DepthwiseConv {
     /// Dimensions of the floats that it reads, and the cost of the source that computes them.
-    fn read(&self, dims: Dims) -> Result<(Dims, Cost)> {
+    fn input_dims(&self, dims: Dims) -> Result<(Dims, Cost)> {
         let Some(Source { label, conv, .. }) = &self.source else {
             return Ok((dims, Cost::default()));
         };
@@ -93,7 +93,7 @@ impl Operation for DepthwiseConv {
     }
 
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let (dims, source) = self.read(inputs[0].dims)?;
+        let (dims, source) = self.input_dims(inputs[0].dims)?;
         check_len("channels", self.weights.shape().channels, dims.channels)?;
         check_channels(&self.before, dims.channels)?;
         check_channels(&self.post, self.weights.shape().out_channels)?;
@@ -121,14 +121,14 @@ impl Operation for DepthwiseConv {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (read, _) = self.read(inputs[0].dims)?;
-        let (geometry, out) = self.sizes(&read)?;
+        let (input_dims, _) = self.input_dims(inputs[0].dims)?;
+        let (geometry, out) = self.sizes(&input_dims)?;
         let mut strips = Vec::new();
         if let Some(Source { conv, .. }) = &self.source {
-            let lines = geometry.strip_lines(read.channels);
+            let lines = geometry.strip_lines(input_dims.channels);
             memory::reserve("parts of a convolution", &mut strips, lines)?;
             for count in 1..=lines {
-                let dims = Dims { images: 1, map: [count, read.map[1]], ..inputs[0].dims };
+                let dims = Dims { images: 1, map: [count, input_dims.map[1]], ..inputs[0].dims };
                 strips.push(conv.geometry(&dims)?);
             }
         }
@@ -146,7 +146,15 @@ impl Operation for DepthwiseConv {
         }
         Ok((
             self.value(out),
-            Box::new(DepthwiseStep { conv: self, geometry, read, strips, constants, clamp, rest }),
+            Box::new(DepthwiseStep {
+                conv: self,
+                geometry,
+                input_dims,
+                strips,
+                constants,
+                clamp,
+                rest,
+            }),
         ))
     }
 }
@@ -156,7 +164,7 @@ struct DepthwiseStep {
     conv: Arc<DepthwiseConv>,
     geometry: Geometry,
     /// Dimensions of the floats that it reads.
-    read: Dims,
+    input_dims: Dims,
     /// Geometry of the source for strips of one line, two lines and so on.
     strips: Vec<conv::Geometry>,
     constants: Constants,
@@ -187,7 +195,7 @@ impl DepthwiseStep {
         let layer = Layer { weights, constants, bounds: conv.bounds, clamp: self.clamp, post };
         let before = conv.before.as_slice();
         let Some(source) = &conv.source else {
-            let input = Input { lines: InputLines::Here(inputs[0].floats()), before };
+            let input = Input { lines: InputLines::InMemory(inputs[0].floats()), before };
             return self.geometry.run(input, &layer, out);
         };
         let (source, codes) = (&*source.conv, inputs[0].codes());
@@ -196,10 +204,13 @@ impl DepthwiseStep {
             strips: &self.strips,
             sink: source.sink(Residual::None).expect("a source's epilogue makes floats"),
             codes,
-            bytes: self.read.map[1] * source.weights.codes_layout()?.pixel_bytes(),
-            floats: self.read.map[1] * self.read.channels,
+            line_bytes: self.input_dims.map[1] * source.weights.codes_layout()?.pixel_bytes(),
+            line_floats: self.input_dims.map[1] * self.input_dims.channels,
         };
-        let input = Input { lines: InputLines::Made(self.read.images, &lines), before };
+        let input = Input {
+            lines: InputLines::Computed { images: self.input_dims.images, source: &lines },
+            before,
+        };
         self.geometry.run(input, &layer, out)
     }
 }
@@ -210,17 +221,18 @@ struct SourceLines<'a> {
     strips: &'a [conv::Geometry],
     sink: FloatSink<'a>,
     codes: &'a [u8],
-    /// Bytes of an input line of codes, and floats of an output line.
-    bytes: usize,
-    floats: usize,
+    /// Bytes of an input line of codes.
+    line_bytes: usize,
+    /// Floats of an output line.
+    line_floats: usize,
 }
 
-impl Lines for SourceLines<'_> {
-    fn lines(&self, first: usize, out: &mut [f32]) -> Result<()> {
-        let Some(count) = out.len().checked_div(self.floats).filter(|count| *count > 0) else {
+impl ComputeLines for SourceLines<'_> {
+    fn compute(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        let Some(count) = out.len().checked_div(self.line_floats).filter(|count| *count > 0) else {
             return Ok(());
         };
-        let codes = &self.codes[first * self.bytes..][..count * self.bytes];
+        let codes = &self.codes[first * self.line_bytes..][..count * self.line_bytes];
         self.strips[count - 1].run(codes, self.weights, &self.sink, &mut [], out, &mut [])
     }
 }

@@ -1,4 +1,5 @@
-//! Float32 convolution and linear layers, computed by the `gemm` crate.
+//! Float32 convolution and linear layers, computed by the `gemm` crate, or by
+//! [`crate::kernels::depthwise_float`] if each channel has its own group.
 //!
 //! These are usually the first and last layer of a network. A convolution gathers the windows of
 //! [`BLOCK`] output pixels and multiplies them with the weights while they are in cache. Blocks,
@@ -15,7 +16,7 @@ use crate::engine::value::{
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
-use crate::kernels::{apply_all, matmul};
+use crate::kernels::{PADDING, apply_all, depthwise_float, matmul};
 use crate::memory;
 use crate::parallel;
 
@@ -30,7 +31,7 @@ pub(crate) struct FloatConv {
     channels: usize,
     out_channels: usize,
     /// Per group: a row-major matrix of `kernel × channels/groups` rows and `out_channels/groups`
-    /// columns.
+    /// columns. For a depthwise convolution: the channels of each tap in turn.
     weight: Vec<f32>,
     axes: usize,
     /// The bias if there is one, then the elementwise functions of the output.
@@ -75,7 +76,12 @@ impl FloatConv {
             for c in 0..group_channels {
                 for t in 0..taps {
                     let row = (group * taps + t) * group_channels + c;
-                    packed[row * group_out + column] = weight[(n * group_channels + c) * taps + t];
+                    let to = if groups == out_channels && group_channels == 1 {
+                        t * out_channels + n
+                    } else {
+                        row * group_out + column
+                    };
+                    packed[to] = weight[(n * group_channels + c) * taps + t];
                 }
             }
         }
@@ -86,6 +92,11 @@ impl FloatConv {
 }
 
 impl FloatConv {
+    /// Whether each channel has its own group and one output channel.
+    fn is_depthwise(&self) -> bool {
+        self.groups == self.channels && self.channels == self.out_channels
+    }
+
     /// The same layer, followed by elementwise functions.
     pub fn with(mut self, functions: Vec<Elementwise>) -> Self {
         self.post.extend(functions);
@@ -95,7 +106,8 @@ impl FloatConv {
 
 impl Operation for FloatConv {
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
-        vec![(name, "gemm-f32", size_of_val(self.weight.as_slice()))]
+        let kernel = if self.is_depthwise() { "depthwise-f32" } else { "gemm-f32" };
+        vec![(name, kernel, size_of_val(self.weight.as_slice()))] // small: one
     }
 
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
@@ -150,6 +162,8 @@ thread_local! {
     /// first run allocates.
     static WINDOWS: RefCell<(Vec<f32>, Vec<f32>)> =
         const { RefCell::new((Vec::new(), Vec::new())) };
+    /// Offsets of the taps of a block of a depthwise convolution, kept likewise.
+    static OFFSETS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Sets the length of a buffer to `len`; its contents are unspecified.
@@ -159,6 +173,31 @@ fn resize_scratch(buffer: &mut Vec<f32>, len: usize) -> Result<()> {
 }
 
 impl FloatConvStep {
+    /// Computes the pixels of `out` of a depthwise convolution, the first of which is number
+    /// `first` of all images'.
+    fn depthwise(&self, x: &[f32], first: usize, out: &mut [f32]) -> Result<()> {
+        let (shape, n) = (&self.shape, self.conv.out_channels);
+        let ([h, w], [kh, kw]) = (shape.input, shape.kernel);
+        OFFSETS.with_borrow_mut(|offsets| {
+            for (b, out) in out.chunks_mut(BLOCK * n).enumerate() {
+                offsets.clear();
+                memory::reserve("taps of a float convolution", offsets, out.len() / n * kh * kw)?;
+                for pixel in first + b * BLOCK..first + b * BLOCK + out.len() / n {
+                    let (line, x) = (pixel / self.map[1], pixel % self.map[1]);
+                    let (image, y) = (line / self.map[0], line % self.map[0]);
+                    for (ky, kx) in (0..kh).flat_map(|ky| (0..kw).map(move |kx| (ky, kx))) {
+                        let row = shape.input_at(0, y, ky);
+                        let at = row.zip(shape.input_at(1, x, kx));
+                        offsets.push(at.map_or(PADDING, |(y, x)| ((image * h + y) * w + x) * n));
+                    }
+                }
+                depthwise_float(x, &self.conv.weight, offsets, n, out)?;
+                apply_all(&self.conv.post, out, n)?;
+            }
+            Ok(())
+        })
+    }
+
     /// Copies one group's windows of the output pixels from `first` on into `windows`, one after
     /// the other.
     fn gather(&self, x: &[f32], first: usize, group: usize, windows: &mut [f32]) {
@@ -170,14 +209,10 @@ impl FloatConvStep {
                 (first + i) / (self.map[0] * self.map[1]),
                 (first + i) % (self.map[0] * self.map[1]),
             );
-            let corner = [at / self.map[1] * shape.stride[0], at % self.map[1] * shape.stride[1]];
-            let inside = |axis: usize, tap: usize, size: usize| {
-                (corner[axis] + tap * shape.dilation[axis])
-                    .checked_sub(shape.padding[axis])
-                    .filter(|&at| at < size)
-            };
+            let corner = [at / self.map[1], at % self.map[1]];
+            let inside = |axis: usize, tap: usize| shape.input_at(axis, corner[axis], tap);
             for (ky, row) in window.chunks_exact_mut(kw * per_group).enumerate() {
-                let Some(y) = inside(0, ky, h) else {
+                let Some(y) = inside(0, ky) else {
                     row.fill(0.0);
                     continue;
                 };
@@ -185,13 +220,13 @@ impl FloatConvStep {
                 // The usual case: the whole row of taps is contiguous.
                 if conv.groups == 1
                     && shape.dilation[1] == 1
-                    && let (Some(from), Some(_)) = (inside(1, 0, w), inside(1, kw - 1, w))
+                    && let (Some(from), Some(_)) = (inside(1, 0), inside(1, kw - 1))
                 {
                     row.copy_from_slice(&x[line + from * per_group..][..row.len()]);
                     continue;
                 }
                 for (kx, tap) in row.chunks_exact_mut(per_group).enumerate() {
-                    match inside(1, kx, w) {
+                    match inside(1, kx) {
                         None => tap.fill(0.0),
                         Some(at) => tap.copy_from_slice(
                             &x[line + at * conv.channels + group * per_group..][..per_group],
@@ -210,6 +245,10 @@ impl ExecutableOp for FloatConvStep {
         let (group_n, k) = (n / conv.groups, conv.weight.len() / n);
         // A float multiply-accumulate costs about eight ternary ones.
         let cost = out.len().saturating_mul(k).saturating_mul(8);
+        if conv.is_depthwise() {
+            let work = |first, out: &mut [f32]| self.depthwise(x, first, out);
+            return parallel::try_for_each_rows(out, n, BLOCK, cost, work);
+        }
         parallel::try_for_each_rows(out, n, BLOCK, cost, |first, out| {
             WINDOWS.with_borrow_mut(|(windows, part)| {
                 for (b, out) in out.chunks_mut(BLOCK * n).enumerate() {

@@ -180,7 +180,8 @@ fn project(
     })
 }
 
-/// The sum of a mask of the scores, for all images or for each head of each, and one of the keys.
+/// Adds a mask of the scores and a mask of the keys. The former is the same for all images, or, if
+/// `each_head`, differs between heads and images.
 fn add_masks(
     scores: &[f32],
     columns: &[f32],
@@ -230,7 +231,7 @@ impl ExecutableOp for MultiheadStep {
                 (image * embed, images * embed)
             }
         };
-        // One head after the other, each with all its queries.
+        // Rows of `attended` are `[image][head][query]`.
         let cost = attended.len().saturating_mul(keys).saturating_mul(16);
         parallel::try_for_each_rows(attended, (queries * d).max(1), 1, cost, |first, attended| {
             for (i, attended) in attended.chunks_exact_mut(queries * d).enumerate() {
@@ -257,7 +258,8 @@ impl ExecutableOp for MultiheadStep {
             }
             Ok(())
         })?;
-        // Back to one token after the other, each with all its heads, in the memory of the queries.
+        // Transpose back so that all heads of a token are next to each other. The result overwrites
+        // the queries.
         let attended = &*attended;
         parallel::try_for_each_rows(q, embed, BLOCK, attended.len(), |first, rows| {
             for (i, token) in rows.chunks_exact_mut(embed).enumerate() {

@@ -117,7 +117,7 @@ fn write_atomically(
     let name =
         path.file_name().ok_or_else(|| io(std::io::Error::other("not the name of a file")))?;
     let mut temporary = name.to_owned();
-    // A unique name, also among threads and processes.
+    // The name is unique across threads and processes.
     static WRITES: AtomicU64 = AtomicU64::new(0);
     temporary.push(format!(
         ".{}-{}.tmp",

@@ -9,19 +9,19 @@ use crate::graph::size::{Size, Sizes, may_equal};
 pub(in crate::graph) fn quantize(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
     let Op::Quantize { channels, axes, .. } = &view.node.op else {
-        return same_as_input(sizes, view, read);
+        return same_as_input(sizes, view, inputs);
     };
-    let x = read[0];
+    let x = inputs[0];
     require(axes.is_none_or(|axes| x.len() == axes + 2) && (2..=4).contains(&x.len()), || {
         format!("{axes:?} spatial dimensions expected, got the shape {x:?}")
     })?;
     require(x[1].may_be(*channels), || {
         format!("{channels} channels expected, got the shape {x:?}")
     })?;
-    same_as_input(sizes, view, read)
+    same_as_input(sizes, view, inputs)
 }
 
 /// Height and width of a shape of codes.
@@ -46,19 +46,19 @@ fn with_axes(front: [Size; 2], map: [Size; 2], axes: usize) -> ShapeResult {
 pub(in crate::graph) fn codes_conv(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
     let (Op::ConvCodes { conv, .. } | Op::ConvFloat { conv, .. }) = &view.node.op else {
-        return same_as_input(sizes, view, read);
+        return same_as_input(sizes, view, inputs);
     };
-    let map = code_map(read[0])?;
+    let map = code_map(inputs[0])?;
     require(conv.axes > 0 || may_equal(&map, &known_sizes(&conv.params.kernel)), || {
         format!("a map of {:?} expected, got {map:?}", conv.params.kernel)
     })?;
     let map = [windows(sizes, map[0], 0, &conv.params)?, windows(sizes, map[1], 1, &conv.params)?];
     let out_channels = view.shape("weight")?.first().ok_or("weight: no dimensions")?;
-    let output = with_axes([read[0][0], Size::Known(*out_channels)], map, conv.axes)?;
-    if let Some(residual) = read.get(1) {
+    let output = with_axes([inputs[0][0], Size::Known(*out_channels)], map, conv.axes)?;
+    if let Some(residual) = inputs.get(1) {
         require(may_equal(residual, &output), || {
             format!("residual: shape {output:?} expected, got {residual:?}")
         })?;
@@ -69,13 +69,13 @@ pub(in crate::graph) fn codes_conv(
 pub(in crate::graph) fn max_pool_codes(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
     let Op::MaxPoolCodes { params, ceil_mode, .. } = &view.node.op else {
-        return same_as_input(sizes, view, read);
+        return same_as_input(sizes, view, inputs);
     };
-    let map = code_map(read[0])?;
+    let map = code_map(inputs[0])?;
     let map = [0, 1].map(|axis| pool_windows(sizes, map[axis], axis, params, *ceil_mode));
     let [h, w] = map;
-    with_axes([read[0][0], read[0][1]], [h?, w?], read[0].len() - 2)
+    with_axes([inputs[0][0], inputs[0][1]], [h?, w?], inputs[0].len() - 2)
 }

@@ -61,23 +61,23 @@ fn axis_params(axis: usize, params: &ConvParams) -> AxisParams {
 }
 
 /// Convolutions of floats, with float or int8 weights.
-pub(in crate::graph) fn conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn conv(sizes: &Sizes, view: NodeView<'_>, inputs: &[&[Size]]) -> ShapeResult {
     let (conv, int8) = match &view.node.op {
         Op::Conv(conv) => (conv, false),
         Op::ConvInt8(conv) => (conv, true),
-        _ => return same_as_input(sizes, view, read),
+        _ => return same_as_input(sizes, view, inputs),
     };
     let (weight, axes) = (view.shape("weight")?, conv.axes);
     require(weight.len() == 2 + axes && !weight.contains(&0), || {
         format!("weight: unexpected shape {weight:?}")
     })?;
-    let (front, map) = split_spatial(read[0], axes)?;
+    let (front, map) = split_spatial(inputs[0], axes)?;
     require(!int8 || front.len() == 2, || {
-        format!("{} dimensions expected, got the shape {:?}", 2 + axes, read[0])
+        format!("{} dimensions expected, got the shape {:?}", 2 + axes, inputs[0])
     })?;
     let channels = weight[1].saturating_mul(conv.groups);
     require(front.last().is_some_and(|size| size.may_be(channels)), || {
-        format!("{channels} channels expected, got the shape {:?}", read[0])
+        format!("{channels} channels expected, got the shape {:?}", inputs[0])
     })?;
     require(weight[0].is_multiple_of(conv.groups), || {
         format!("{} groups do not fit {} output channels", conv.groups, weight[0])
@@ -98,18 +98,18 @@ pub(super) fn bias(view: NodeView<'_>, out: usize) -> Result<(), String> {
     }
 }
 
-pub(in crate::graph) fn linear(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn linear(_: &Sizes, view: NodeView<'_>, inputs: &[&[Size]]) -> ShapeResult {
     let weight = view.shape("weight")?;
     let &[out, features] = weight else {
         return Err(format!("weight: unexpected shape {weight:?}"));
     };
     let int8 = view.node.op == Op::LinearInt8;
-    require(!int8 || read[0].len() == 2, || {
-        format!("2 dimensions expected, got the shape {:?}", read[0])
+    require(!int8 || inputs[0].len() == 2, || {
+        format!("2 dimensions expected, got the shape {:?}", inputs[0])
     })?;
-    let (last, front) = read[0].split_last().ok_or("no dimensions")?;
+    let (last, front) = inputs[0].split_last().ok_or("no dimensions")?;
     require(last.may_be(features), || {
-        format!("{features} channels expected, got the shape {:?}", read[0])
+        format!("{features} channels expected, got the shape {:?}", inputs[0])
     })?;
     bias(view, out)?;
     Ok([front, &[Size::Known(out)]].concat())
@@ -119,13 +119,13 @@ pub(in crate::graph) fn linear(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) 
 pub(in crate::graph) fn channel(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
-    let x = read[0];
+    let x = inputs[0];
     let trailing = match &view.node.op {
         Op::ChannelScale { trailing } | Op::ChannelBias { trailing } => match trailing {
             Some(trailing) => Some(*trailing),
-            None => return same_as_input(sizes, view, read),
+            None => return same_as_input(sizes, view, inputs),
         },
         _ => None,
     };
@@ -151,16 +151,16 @@ pub(in crate::graph) fn channel(
             )
         })?;
     }
-    same_as_input(sizes, view, read)
+    same_as_input(sizes, view, inputs)
 }
 
-pub(in crate::graph) fn pool(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn pool(sizes: &Sizes, view: NodeView<'_>, inputs: &[&[Size]]) -> ShapeResult {
     let (pool, average) = match &view.node.op {
         Op::MaxPool(pool) => (pool, false),
         Op::AvgPool { pool, .. } => (pool, true),
-        _ => return same_as_input(sizes, view, read),
+        _ => return same_as_input(sizes, view, inputs),
     };
-    let (front, map) = split_spatial(read[0], pool.axes)?;
+    let (front, map) = split_spatial(inputs[0], pool.axes)?;
     let ConvParams { kernel, padding, dilation, .. } = pool.params;
     let half =
         |axis: usize| ((kernel[axis] - 1) * if average { 1 } else { dilation[axis] }).div_ceil(2);
@@ -176,15 +176,15 @@ pub(in crate::graph) fn pool(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
 pub(in crate::graph) fn adaptive(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
     let (Op::AdaptiveAvgPool { axes, size } | Op::AdaptiveMaxPool { axes, size }) = &view.node.op
     else {
-        return same_as_input(sizes, view, read);
+        return same_as_input(sizes, view, inputs);
     };
-    let (front, map) = split_spatial(read[0], *axes)?;
+    let (front, map) = split_spatial(inputs[0], *axes)?;
     require(map.iter().all(|size| !size.is(0)), || {
-        format!("a map with pixels expected, got the shape {:?}", read[0])
+        format!("a map with pixels expected, got the shape {:?}", inputs[0])
     })?;
     let wanted = |from, axis: usize| if size[axis] == 0 { from } else { Size::Known(size[axis]) };
     let map = each_axis(*axes, map, |from, axis| Ok(wanted(from, axis)))?;

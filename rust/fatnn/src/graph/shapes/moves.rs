@@ -8,10 +8,10 @@ use crate::graph::size::{Size, Sizes};
 pub(in crate::graph) fn reshape(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
-    let Op::Reshape { shape } = &view.node.op else { return same_as_input(sizes, view, read) };
-    let x = read[0];
+    let Op::Reshape { shape } = &view.node.op else { return same_as_input(sizes, view, inputs) };
+    let x = inputs[0];
     require(
         shape.iter().all(|size| *size >= -1)
             && shape.iter().filter(|size| **size == -1).count() <= 1,
@@ -48,10 +48,10 @@ pub(in crate::graph) fn reshape(
 pub(in crate::graph) fn squeeze(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
-    let Op::Squeeze { dim } = view.node.op else { return same_as_input(sizes, view, read) };
-    let mut output = read[0].to_vec(); // small: sizes
+    let Op::Squeeze { dim } = view.node.op else { return same_as_input(sizes, view, inputs) };
+    let mut output = inputs[0].to_vec(); // small: sizes
     let dim = dimension(dim, output.len())?;
     match output.get(dim) {
         Some(size) if size.is(1) => drop(output.remove(dim)),
@@ -66,10 +66,10 @@ pub(in crate::graph) fn squeeze(
 pub(in crate::graph) fn unsqueeze(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
-    let Op::Unsqueeze { dim } = view.node.op else { return same_as_input(sizes, view, read) };
-    let mut output = read[0].to_vec(); // small: sizes
+    let Op::Unsqueeze { dim } = view.node.op else { return same_as_input(sizes, view, inputs) };
+    let mut output = inputs[0].to_vec(); // small: sizes
     output.insert(dimension(dim, output.len() + 1)?, ONE);
     Ok(output)
 }
@@ -77,10 +77,10 @@ pub(in crate::graph) fn unsqueeze(
 pub(in crate::graph) fn permute(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
-    let Op::Permute { dims } = &view.node.op else { return same_as_input(sizes, view, read) };
-    let x = read[0];
+    let Op::Permute { dims } = &view.node.op else { return same_as_input(sizes, view, inputs) };
+    let x = inputs[0];
     let found = dims.iter().map(|&dim| dimension(dim, x.len())).collect::<Result<Vec<_>, _>>()?;
     require(found.len() == x.len() && (0..x.len()).all(|dim| found.contains(&dim)), || {
         format!("dims {dims:?} are not the dimensions of the shape {x:?}")
@@ -88,11 +88,15 @@ pub(in crate::graph) fn permute(
     Ok(found.into_iter().map(|dim| x[dim]).collect())
 }
 
-pub(in crate::graph) fn slice(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn slice(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    inputs: &[&[Size]],
+) -> ShapeResult {
     let &Op::Slice(Slice { dim, start, end, step }) = &view.node.op else {
-        return same_as_input(sizes, view, read);
+        return same_as_input(sizes, view, inputs);
     };
-    let mut output = read[0].to_vec(); // small: sizes
+    let mut output = inputs[0].to_vec(); // small: sizes
     require(!output.is_empty(), || "a scalar cannot be sliced".into())?;
     let dim = dimension(dim, output.len())?;
     output[dim] = match output[dim] {
@@ -107,14 +111,18 @@ pub(in crate::graph) fn slice(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]
     Ok(output)
 }
 
-pub(in crate::graph) fn expand(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
-    let Op::Expand { shape } = &view.node.op else { return same_as_input(sizes, view, read) };
-    let wrong = || format!("{:?} cannot be expanded to {shape:?}", read[0]);
-    let more = shape.len().checked_sub(read[0].len()).ok_or_else(wrong)?;
+pub(in crate::graph) fn expand(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    inputs: &[&[Size]],
+) -> ShapeResult {
+    let Op::Expand { shape } = &view.node.op else { return same_as_input(sizes, view, inputs) };
+    let wrong = || format!("{:?} cannot be expanded to {shape:?}", inputs[0]);
+    let more = shape.len().checked_sub(inputs[0].len()).ok_or_else(wrong)?;
     let mut output = Vec::new();
     for (i, &want) in shape.iter().enumerate() {
-        let have = i.checked_sub(more).map_or(Size::Known(1), |i| read[0][i]);
-        let size = match (want, read.get(1).and_then(|like| like.first())) {
+        let have = i.checked_sub(more).map_or(Size::Known(1), |i| inputs[0][i]);
+        let size = match (want, inputs.get(1).and_then(|like| like.first())) {
             (-1, _) => have,
             (-2, Some(like)) => *like,
             (want, _) => Size::Known(usize::try_from(want).map_err(|_| wrong())?),
@@ -128,10 +136,12 @@ pub(in crate::graph) fn expand(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size
 pub(in crate::graph) fn flatten(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
-    let Op::Flatten { start, end } = &view.node.op else { return same_as_input(sizes, view, read) };
-    let x = read[0];
+    let Op::Flatten { start, end } = &view.node.op else {
+        return same_as_input(sizes, view, inputs);
+    };
+    let x = inputs[0];
     let (start, end) = (dimension(*start, x.len())?, dimension(*end, x.len())?);
     require(start <= end, || format!("start {start} is after end {end}"))?;
     if x.is_empty() {
@@ -143,19 +153,19 @@ pub(in crate::graph) fn flatten(
 pub(in crate::graph) fn flatten_leading(
     sizes: &Sizes,
     _: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
-    let (&last, front) = read[0].split_last().ok_or("no dimensions")?;
-    require(!last.is(0), || format!("the shape {:?} has no last dimension to keep", read[0]))?;
+    let (&last, front) = inputs[0].split_last().ok_or("no dimensions")?;
+    require(!last.is(0), || format!("the shape {:?} has no last dimension to keep", inputs[0]))?;
     Ok(vec![sizes.product(front)?, last]) // small: two sizes
 }
 
 pub(in crate::graph) fn reshape_like(
     sizes: &Sizes,
     _: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
-    let (y, x) = (read[0], read[1]);
+    let (y, x) = (inputs[0], inputs[1]);
     let (&last, (_, front)) =
         (y.last().ok_or("no dimensions")?, x.split_last().ok_or("no dimensions")?);
     let output = [front, &[last]].concat();
@@ -165,9 +175,11 @@ pub(in crate::graph) fn reshape_like(
     Ok(output)
 }
 
-pub(in crate::graph) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
-    let Op::Pad { pad, mode, .. } = &view.node.op else { return same_as_input(sizes, view, read) };
-    let mut output = read[0].to_vec(); // small: sizes
+pub(in crate::graph) fn pad(sizes: &Sizes, view: NodeView<'_>, inputs: &[&[Size]]) -> ShapeResult {
+    let Op::Pad { pad, mode, .. } = &view.node.op else {
+        return same_as_input(sizes, view, inputs);
+    };
+    let mut output = inputs[0].to_vec(); // small: sizes
     let (rank, dims) = (output.len(), pad.len() / 2);
     require(pad.len().is_multiple_of(2), || {
         format!("pad must have two numbers for every dimension, got {pad:?}")
@@ -203,12 +215,12 @@ pub(in crate::graph) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]])
     Ok(output)
 }
 
-pub(in crate::graph) fn cat(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
-    let Op::Cat { dim } = view.node.op else { return same_as_input(sizes, view, read) };
+pub(in crate::graph) fn cat(sizes: &Sizes, view: NodeView<'_>, inputs: &[&[Size]]) -> ShapeResult {
+    let Op::Cat { dim } = view.node.op else { return same_as_input(sizes, view, inputs) };
     // PyTorch skips vectors without elements.
     let parts: Vec<&[Size]> =
-        read.iter().copied().filter(|shape| **shape != [Size::Known(0)]).collect();
-    let Some(first) = parts.first() else { return same_as_input(sizes, view, read) };
+        inputs.iter().copied().filter(|shape| **shape != [Size::Known(0)]).collect();
+    let Some(first) = parts.first() else { return same_as_input(sizes, view, inputs) };
     require(!first.is_empty(), || {
         "expected values with at least one dimension, got a scalar".into()
     })?;

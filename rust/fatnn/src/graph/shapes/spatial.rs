@@ -32,14 +32,14 @@ fn scaled(sizes: &Sizes, size: Size, factor: usize, add: i64) -> Result<Size, St
 pub(in crate::graph) fn interpolate(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
     let (Op::Interpolate(how) | Op::InterpolateCodes(how)) = &view.node.op else {
-        return same_as_input(sizes, view, read);
+        return same_as_input(sizes, view, inputs);
     };
-    let (x, axes) = (read[0], read[0].len().wrapping_sub(2));
+    let (x, axes) = (inputs[0], inputs[0].len().wrapping_sub(2));
     require((1..=2).contains(&axes), || format!("images expected, got the shape {x:?}"))?;
-    let map = match read.get(1) {
+    let map = match inputs.get(1) {
         Some(like) => {
             require(like.len() == x.len(), || {
                 format!("a map of {axes} spatial axes expected, got the shape {like:?}")
@@ -74,12 +74,12 @@ pub(in crate::graph) fn interpolate(
 pub(in crate::graph) fn depth_to_space(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
     let (Op::DepthToSpace(how) | Op::DepthToSpaceCodes(how)) = &view.node.op else {
-        return same_as_input(sizes, view, read);
+        return same_as_input(sizes, view, inputs);
     };
-    let (x, axes) = (read[0], read[0].len().wrapping_sub(2));
+    let (x, axes) = (inputs[0], inputs[0].len().wrapping_sub(2));
     require((1..=2).contains(&axes), || format!("images expected, got the shape {x:?}"))?;
     require(axes == 2 || how.block[0] == 1 && how.cropped(0) == 0, || {
         format!("a map of one axis needs blocks of height 1, got {:?}", how.block)
@@ -100,16 +100,16 @@ pub(in crate::graph) fn depth_to_space(
 pub(in crate::graph) fn conv_transpose(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
-    let Op::ConvTranspose(conv) = &view.node.op else { return same_as_input(sizes, view, read) };
+    let Op::ConvTranspose(conv) = &view.node.op else { return same_as_input(sizes, view, inputs) };
     let (weight, axes) = (view.shape("weight")?, conv.axes);
     require(weight.len() == 2 + axes && !weight.contains(&0), || {
         format!("weight: unexpected shape {weight:?}")
     })?;
-    let (front, map) = split_spatial(read[0], axes)?;
+    let (front, map) = split_spatial(inputs[0], axes)?;
     require(front.last().is_some_and(|size| size.may_be(weight[0])), || {
-        format!("{} channels expected, got the shape {:?}", weight[0], read[0])
+        format!("{} channels expected, got the shape {:?}", weight[0], inputs[0])
     })?;
     let out = weight[1].checked_mul(conv.groups).ok_or("too many groups")?;
     require(weight[0].is_multiple_of(conv.groups), || {
@@ -119,7 +119,7 @@ pub(in crate::graph) fn conv_transpose(
     let mut kernel = [1; 2];
     kernel[2 - axes..].copy_from_slice(&weight[2..]);
     let map = each_axis(axes, map, |size, axis| {
-        require(!size.is(0), || format!("a map with pixels expected, got {:?}", read[0]))?;
+        require(!size.is(0), || format!("a map with pixels expected, got {:?}", inputs[0]))?;
         let params = conv.axis(axis, kernel[axis]);
         let more = conv.output_padding[axis];
         require(more < params.stride.max(params.dilation), || {
@@ -134,10 +134,10 @@ pub(in crate::graph) fn conv_transpose(
 /// Type of codes after depth-to-space. Every block must consist of whole channel groups.
 pub(in crate::graph) fn depth_to_space_codes(
     view: NodeView<'_>,
-    read: &[ValueType],
+    inputs: &[ValueType],
 ) -> Result<ValueType, String> {
     let (Op::DepthToSpaceCodes(how), ValueType::Codes { codes, channels, groups }) =
-        (&view.node.op, read[0])
+        (&view.node.op, inputs[0])
     else {
         return Ok(ValueType::F32);
     };

@@ -6,11 +6,15 @@ use crate::graph::op::{Norm, NormOver, Op};
 use crate::graph::size::{Size, Sizes, may_equal};
 use crate::memory;
 
-pub(in crate::graph) fn reduce(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn reduce(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    inputs: &[&[Size]],
+) -> ShapeResult {
     let Op::Reduce { dims, keepdim, .. } = &view.node.op else {
-        return same_as_input(sizes, view, read);
+        return same_as_input(sizes, view, inputs);
     };
-    let x = read[0];
+    let x = inputs[0];
     let mut reduced = vec![dims.is_empty(); x.len()]; // small: a flag per dimension
     for &dim in dims {
         let dim = dimension(dim, x.len())?;
@@ -24,11 +28,11 @@ pub(in crate::graph) fn reduce(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size
 }
 
 /// Normalisations keep the shape; their constants must fit the normalised elements.
-pub(in crate::graph) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn norm(sizes: &Sizes, view: NodeView<'_>, inputs: &[&[Size]]) -> ShapeResult {
     let Op::Norm(Norm { over, .. }) = &view.node.op else {
-        return same_as_input(sizes, view, read);
+        return same_as_input(sizes, view, inputs);
     };
-    let x = read[0];
+    let x = inputs[0];
     let constants = match *over {
         NormOver::Last(dims) => {
             let at = x.len().checked_sub(dims).filter(|_| dims > 0);
@@ -58,18 +62,18 @@ pub(in crate::graph) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
             format!("{role}: {constants:?} numbers expected, got the shape {shape:?}")
         })?;
     }
-    same_as_input(sizes, view, read)
+    same_as_input(sizes, view, inputs)
 }
 
 pub(in crate::graph) fn softmax(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
     if let Op::Softmax { dim, .. } = view.node.op {
-        dimension(dim, read[0].len())?;
+        dimension(dim, inputs[0].len())?;
     }
-    same_as_input(sizes, view, read)
+    same_as_input(sizes, view, inputs)
 }
 
 /// Splits a shape into its leading dimensions and the last two.
@@ -80,20 +84,29 @@ fn matrix(shape: &[Size]) -> Result<(&[Size], [Size; 2]), String> {
     }
 }
 
-pub(in crate::graph) fn matmul(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
-    let ((front, [m, k]), (other, [rows, n])) = (matrix(read[0])?, matrix(read[1])?);
-    require(k.may_equal(rows), || format!("{:?} and {:?} cannot be multiplied", read[0], read[1]))?;
+pub(in crate::graph) fn matmul(sizes: &Sizes, _: NodeView<'_>, inputs: &[&[Size]]) -> ShapeResult {
+    let ((front, [m, k]), (other, [rows, n])) = (matrix(inputs[0])?, matrix(inputs[1])?);
+    require(k.may_equal(rows), || {
+        format!("{:?} and {:?} cannot be multiplied", inputs[0], inputs[1])
+    })?;
     Ok([broadcast_pair(sizes, front, other)?.as_slice(), &[m, n]].concat())
 }
 
-pub(in crate::graph) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
-    let ((q, [l, d]), (k, [s, key])) = (matrix(read[0])?, matrix(read[1])?);
-    let (v, [values, out]) = matrix(read[2])?;
+pub(in crate::graph) fn attention(
+    sizes: &Sizes,
+    _: NodeView<'_>,
+    inputs: &[&[Size]],
+) -> ShapeResult {
+    let ((q, [l, d]), (k, [s, key])) = (matrix(inputs[0])?, matrix(inputs[1])?);
+    let (v, [values, out]) = matrix(inputs[2])?;
     require(d.may_equal(key) && s.may_equal(values), || {
-        format!("queries {:?}, keys {:?} and values {:?} do not fit", read[0], read[1], read[2])
+        format!(
+            "queries {:?}, keys {:?} and values {:?} do not fit",
+            inputs[0], inputs[1], inputs[2]
+        )
     })?;
     let front = broadcast_pair(sizes, &broadcast_pair(sizes, q, k)?, v)?;
-    if let Some(mask) = read.get(3) {
+    if let Some(mask) = inputs.get(3) {
         let scores = [front.as_slice(), &[l, s]].concat();
         let fits =
             broadcast_pair(sizes, mask, &scores).is_ok_and(|output| may_equal(&output, &scores));
@@ -107,22 +120,22 @@ pub(in crate::graph) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size
 pub(in crate::graph) fn multihead(
     sizes: &Sizes,
     view: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
     let Op::Multihead { heads, batch_first, masks } = view.node.op else {
-        return same_as_input(sizes, view, read);
+        return same_as_input(sizes, view, inputs);
     };
-    require(read.len() == 3 + masks.count(), || {
-        format!("{} values expected, got {read:?}", 3 + masks.count())
+    require(inputs.len() == 3 + masks.count(), || {
+        format!("{} values expected, got {inputs:?}", 3 + masks.count())
     })?;
-    let wrong = || format!("queries, keys and values of three dimensions expected, got {read:?}");
-    let (&[a, b, embed], &[c, d, width]) = (read[0], read[1]) else { return Err(wrong()) };
+    let wrong = || format!("queries, keys and values of three dimensions expected, got {inputs:?}");
+    let (&[a, b, embed], &[c, d, width]) = (inputs[0], inputs[1]) else { return Err(wrong()) };
     let (images, key_images) = if batch_first { (a, c) } else { (b, d) };
     let fits =
-        embed.may_equal(width) && images.may_equal(key_images) && may_equal(read[1], read[2]);
+        embed.may_equal(width) && images.may_equal(key_images) && may_equal(inputs[1], inputs[2]);
     require(fits, wrong)?;
     let [queries, keys] = if batch_first { [b, d] } else { [a, c] };
-    let fits = match (masks.scores, read.get(3)) {
+    let fits = match (masks.scores, inputs.get(3)) {
         (true, Some(mask)) => {
             let all = match (images, mask.first()) {
                 (Size::Known(n), Some(first)) => first.may_be(n.saturating_mul(heads)),
@@ -134,10 +147,10 @@ pub(in crate::graph) fn multihead(
         _ => true,
     };
     require(fits, || {
-        format!("a mask for {queries:?} queries and {keys:?} keys expected: {read:?}")
+        format!("a mask for {queries:?} queries and {keys:?} keys expected: {inputs:?}")
     })?;
-    let fits = !masks.keys || read.last().is_some_and(|mask| may_equal(mask, &[images, keys]));
-    require(fits, || format!("a mask for the keys {:?} expected: {read:?}", [images, keys]))?;
+    let fits = !masks.keys || inputs.last().is_some_and(|mask| may_equal(mask, &[images, keys]));
+    require(fits, || format!("a mask for the keys {:?} expected: {inputs:?}", [images, keys]))?;
     let out = view.shape("out_weight")?;
     let &[n, k] = out else { return Err(format!("out_weight: unexpected shape {out:?}")) };
     let rows = n.checked_mul(3).ok_or("too many weights")?;
@@ -146,34 +159,42 @@ pub(in crate::graph) fn multihead(
         && n.is_multiple_of(heads)
         && embed.may_be(n)
         && view.shape("in_weight")? == [rows, n];
-    require(fits, || format!("weights do not fit {heads} heads and the shape {:?}", read[0]))?;
+    require(fits, || format!("weights do not fit {heads} heads and the shape {:?}", inputs[0]))?;
     for (role, count) in [("in_bias", rows), ("out_bias", n)] {
         let found = view.tensor(role).map_or(count, |bias| bias.shape().iter().product());
         require(found == count, || format!("{role}: {count} numbers expected"))?;
     }
-    same_as_input(sizes, view, read)
+    same_as_input(sizes, view, inputs)
 }
 
 /// Embedding: every index becomes a row of the weight.
-pub(in crate::graph) fn embedding(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn embedding(
+    _: &Sizes,
+    view: NodeView<'_>,
+    inputs: &[&[Size]],
+) -> ShapeResult {
     let weight = view.shape("weight")?;
     let &[_, width] = weight else { return Err(format!("weight: unexpected shape {weight:?}")) };
-    Ok([read[0], &[Size::Known(width)]].concat())
+    Ok([inputs[0], &[Size::Known(width)]].concat())
 }
 
 /// Broadcasts any number of shapes.
 pub(in crate::graph) fn broadcast_all(
     sizes: &Sizes,
     _: NodeView<'_>,
-    read: &[&[Size]],
+    inputs: &[&[Size]],
 ) -> ShapeResult {
-    let first = read[0].to_vec(); // small: sizes
-    read[1..].iter().try_fold(first, |output, shape| broadcast_pair(sizes, &output, shape))
+    let first = inputs[0].to_vec(); // small: sizes
+    inputs[1..].iter().try_fold(first, |output, shape| broadcast_pair(sizes, &output, shape))
 }
 
-pub(in crate::graph) fn cumsum(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> ShapeResult {
+pub(in crate::graph) fn cumsum(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    inputs: &[&[Size]],
+) -> ShapeResult {
     if let Op::Cumsum { dim } = view.node.op {
-        dimension(dim, read[0].len())?;
+        dimension(dim, inputs[0].len())?;
     }
-    same_as_input(sizes, view, read)
+    same_as_input(sizes, view, inputs)
 }

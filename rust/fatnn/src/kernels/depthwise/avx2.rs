@@ -1,11 +1,11 @@
-//! Depthwise convolution on AVX2: two rows of `i16`, as `vpmaddubsw` saturates.
+//! Depthwise convolution on AVX2. Columns have two rows of `i16`, because `vpmaddubsw`, which
+//! multiplies bytes, saturates.
 //!
-//! As on AVX-512, packing sixteen floats and interleaving two rows undo each other's order of
-//! channels.
+//! Packs and unpacks permute channels. As on AVX-512, one permutation undoes the other.
 
 use std::arch::x86_64::*;
 
-use super::{DepthwiseKernel, DepthwiseLayout, Finish, Levels, Product, Rows, inner};
+use super::{DepthwiseKernel, DepthwiseLayout, Finish, Product, QuantizeParams, Rows, inner};
 use crate::cpu::{Features, Isa};
 use crate::kernels::columns::Element;
 use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
@@ -13,7 +13,7 @@ use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 const LANES: usize = 8;
 /// Channels in a block: four vectors.
 const BLOCK: usize = 4 * LANES;
-/// Bytes of a step.
+/// Bytes of a step of a column: all its rows, for one block of channels.
 const STEP: usize = 4 * BLOCK;
 
 static LAYOUT: DepthwiseLayout =
@@ -22,7 +22,7 @@ static LAYOUT: DepthwiseLayout =
 #[derive(Debug)]
 struct Avx2;
 
-/// Where the CPU has AVX2 and FMA.
+/// The kernel, if the CPU has AVX2 and FMA.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     features.avx2.then_some(&Avx2)
 }
@@ -56,11 +56,17 @@ impl DepthwiseKernel for Avx2 {
         &LAYOUT
     }
 
-    fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool {
+    fn quantize(
+        &self,
+        x: &[f32],
+        channels: usize,
+        params: &QuantizeParams,
+        out: &mut [u8],
+    ) -> bool {
         let pixels = x.len() / channels;
         assert!(x.len() == pixels * channels && out.len() >= pixels * LAYOUT.pixel_bytes(channels));
         // SAFETY: `self` exists, so `make` saw the features; sizes were just checked.
-        unsafe { quantize(x, channels, levels, out.as_mut_ptr()) }
+        unsafe { quantize(x, channels, params, out.as_mut_ptr()) }
     }
 
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]) {
@@ -82,14 +88,14 @@ impl DepthwiseKernel for Avx2 {
 }
 
 /// # Safety
-/// `x` is whole pixels, and from `out` on there is [`DepthwiseLayout::pixel_bytes`] for each.
+/// `x` must hold whole pixels; `out` must have [`DepthwiseLayout::pixel_bytes`] for each of them.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8) -> bool {
+unsafe fn quantize(x: &[f32], channels: usize, params: &QuantizeParams, mut out: *mut u8) -> bool {
     const PAIR: usize = 2 * LANES;
-    let (inv_step, most) = (_mm256_set1_ps(levels.inv_step), _mm256_set1_ps(levels.bounds[1]));
-    let least = _mm256_set1_epi16(_mm_cvt_ss2si(_mm_set_ss(levels.bounds[0])) as i16);
-    let lowest = _mm256_set1_epi16(-127);
-    let mut numbers = true;
+    let (inv_step, max) = (_mm256_set1_ps(params.inv_step), _mm256_set1_ps(params.bounds[1]));
+    let min = _mm256_set1_epi16(_mm_cvt_ss2si(_mm_set_ss(params.bounds[0])) as i16);
+    let min_code = _mm256_set1_epi16(-127);
+    let mut no_nan = true;
     for pixel in x.chunks_exact(channels) {
         for block in pixel.chunks(BLOCK) {
             for at in (0..BLOCK).step_by(PAIR) {
@@ -102,35 +108,35 @@ unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8
                         &rest
                     }
                 };
-                // SAFETY: there are two vectors of values; every block has 64 bytes of the output.
+                // SAFETY: `values` holds two vectors; `out` has 128 bytes for each block.
                 unsafe {
                     let code = |v: usize| {
                         let x = _mm256_loadu_ps(values.as_ptr().add(v * LANES));
-                        // NaN passes through and becomes the least number, as what is too small.
-                        _mm256_cvtps_epi32(_mm256_min_ps(most, _mm256_mul_ps(x, inv_step)))
+                        // NaN passes the minimum. It and too small values convert to `i32::MIN`.
+                        _mm256_cvtps_epi32(_mm256_min_ps(max, _mm256_mul_ps(x, inv_step)))
                     };
                     let codes = _mm256_packs_epi32(code(0), code(1));
-                    let small = _mm256_cmpgt_epi16(lowest, codes);
+                    let small = _mm256_cmpgt_epi16(min_code, codes);
                     if _mm256_testz_si256(small, small) == 0 {
-                        numbers &= !values.iter().any(|x| x.is_nan());
+                        no_nan &= !values.iter().any(|x| x.is_nan());
                     }
-                    _mm256_storeu_si256(out.cast(), _mm256_max_epi16(codes, least));
+                    _mm256_storeu_si256(out.cast(), _mm256_max_epi16(codes, min));
                     out = out.add(2 * PAIR);
                 }
             }
         }
     }
-    numbers
+    no_nan
 }
 
 /// # Safety
-/// As [`Rows::check`] checks.
+/// The sizes must have passed [`Rows::check`].
 #[target_feature(enable = "avx2")]
 unsafe fn interleave(rows: &Rows<'_>, steps: usize, out: *mut u8) {
     for (step, offsets) in rows.offsets.as_chunks::<2>().0.iter().enumerate() {
         for x in 0..rows.count {
             for half in 0..2 {
-                // SAFETY: every pixel has 64 bytes in every row, and every column as many steps.
+                // SAFETY: every pixel has 64 bytes in every row, and columns have `steps` steps.
                 unsafe {
                     let from = rows.bytes.as_ptr().add(x * rows.pitch + half * 32);
                     let a = _mm256_loadu_si256(from.add(offsets[0]).cast());
@@ -144,15 +150,15 @@ unsafe fn interleave(rows: &Rows<'_>, steps: usize, out: *mut u8) {
     }
 }
 
-/// All lines of a product.
+/// Computes all lines of a product.
 ///
 /// # Safety
-/// As [`Product::check`] checks.
+/// The sizes must have passed [`Product::check`].
 #[target_feature(enable = "avx2,fma")]
 unsafe fn lines<const R: usize>(product: &Product<'_>, out: *mut f32) {
     let (steps, width) = (LAYOUT.steps(product.kernel[0]), product.kernel[1]);
     for first in (0..product.finish.channels).step_by(LANES) {
-        // SAFETY: the vector exists in every step of columns and weights.
+        // SAFETY: every step of columns and weights contains the vector that starts at `first`.
         unsafe {
             let columns = product.columns.as_ptr().add(first * 4);
             let mut weights = [product.panel.as_ptr().add(first * 4); R];
@@ -162,7 +168,7 @@ unsafe fn lines<const R: usize>(product: &Product<'_>, out: *mut f32) {
             let mut x = 0;
             while x < product.width {
                 let columns = columns.add(x * product.stride * steps * STEP);
-                let out = out.add(x * product.pixel + first);
+                let out = out.add(x * product.pixel_pitch + first);
                 x += match product.width - x {
                     4.. => tile::<R, 4>(product, steps, columns, weights, first, out),
                     2.. => tile::<R, 2>(product, steps, columns, weights, first, out),
@@ -173,10 +179,10 @@ unsafe fn lines<const R: usize>(product: &Product<'_>, out: *mut f32) {
     }
 }
 
-/// `X` pixels of `R` lines, eight channels; how many pixels.
+/// Computes eight channels of `X` pixels in each of `R` lines. Returns `X`.
 ///
 /// # Safety
-/// They exist: as [`Product::check`] checks.
+/// The pixels must exist: the sizes must have passed [`Product::check`].
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn tile<const R: usize, const X: usize>(
@@ -212,7 +218,7 @@ unsafe fn tile<const R: usize, const X: usize>(
         for (x, acc) in acc.into_iter().enumerate() {
             // SAFETY: as the caller promises.
             unsafe {
-                let out = out.add(r * product.line + x * product.pixel);
+                let out = out.add(r * product.line_pitch + x * product.pixel_pitch);
                 finish(&product.finish, acc, first, out);
             }
         }
@@ -221,11 +227,12 @@ unsafe fn tile<const R: usize, const X: usize>(
 }
 
 /// # Safety
-/// Channel `first` and those of its vector that exist have a place from `out` on.
+/// `out` must have room for the channels of the vector that starts at channel `first`, except those
+/// that do not exist.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn finish(finish: &Finish<'_>, acc: __m256i, first: usize, out: *mut f32) {
-    // SAFETY: constants are as many as a block has channels, which is whole vectors.
+    // SAFETY: there is a constant for every channel of a block, and a block is whole vectors.
     let load = |values: &[f32]| unsafe { _mm256_loadu_ps(values.as_ptr().add(first)) };
     let mut y = _mm256_add_ps(
         _mm256_mul_ps(_mm256_cvtepi32_ps(acc), load(finish.scale)),
@@ -234,7 +241,7 @@ unsafe fn finish(finish: &Finish<'_>, acc: __m256i, first: usize, out: *mut f32)
     if let Some((scale, bias)) = finish.affine {
         y = _mm256_fmadd_ps(y, load(scale), load(bias));
     }
-    // The second operand passes through where it is NaN, or equal.
+    // `max` and `min` return the second operand if it is NaN or both are equal.
     let (min, max) = (_mm256_set1_ps(finish.clamp[0]), _mm256_set1_ps(finish.clamp[1]));
     y = _mm256_min_ps(max, _mm256_max_ps(min, y));
     let count = finish.channels - first;

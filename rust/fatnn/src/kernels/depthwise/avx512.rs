@@ -1,13 +1,15 @@
 //! Depthwise convolution on AVX-512 VNNI.
 //!
-//! Four vectors of sixteen floats become one of 64 bytes by two packs, which leave four channels of
-//! each vector side by side. Interleaving four rows by unpacks, which work on the same quarters,
-//! puts channels in order again: the first product vector is sixteen channels of the first float
-//! vector.
+//! Two levels of packs convert four vectors of sixteen floats to one vector of 64 bytes. They work
+//! within 128-bit lanes, so each lane gets four channels of every float vector. The unpacks that
+//! interleave four rows work within the same lanes and restore the order of channels: the first
+//! product vector has the sixteen channels of the first float vector.
 
 use std::arch::x86_64::*;
 
-use super::{DepthwiseKernel, DepthwiseLayout, Finish, Levels, MAX_LINES, Product, Rows, inner};
+use super::{
+    DepthwiseKernel, DepthwiseLayout, Finish, MAX_LINES, Product, QuantizeParams, Rows, inner,
+};
 use crate::cpu::{Features, Isa};
 use crate::kernels::columns::Element;
 use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
@@ -15,7 +17,7 @@ use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 const LANES: usize = 16;
 /// Channels in a block: four vectors.
 const BLOCK: usize = 4 * LANES;
-/// Bytes of a step.
+/// Bytes of a step of a column: all its rows, for one block of channels.
 const STEP: usize = 4 * BLOCK;
 
 static LAYOUT: DepthwiseLayout =
@@ -24,7 +26,7 @@ static LAYOUT: DepthwiseLayout =
 #[derive(Debug)]
 struct Avx512;
 
-/// Where the CPU has AVX-512 F, BW, DQ, VL and VNNI.
+/// The kernel, if the CPU has AVX-512 F, BW, DQ, VL and VNNI.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     (features.avx512 && features.avx512_vnni).then_some(&Avx512)
 }
@@ -58,11 +60,17 @@ impl DepthwiseKernel for Avx512 {
         &LAYOUT
     }
 
-    fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool {
+    fn quantize(
+        &self,
+        x: &[f32],
+        channels: usize,
+        params: &QuantizeParams,
+        out: &mut [u8],
+    ) -> bool {
         let pixels = x.len() / channels;
         assert!(x.len() == pixels * channels && out.len() >= pixels * LAYOUT.pixel_bytes(channels));
         // SAFETY: `self` exists, so `make` saw the features; sizes were just checked.
-        unsafe { quantize(x, channels, levels, out.as_mut_ptr()) }
+        unsafe { quantize(x, channels, params, out.as_mut_ptr()) }
     }
 
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]) {
@@ -91,20 +99,20 @@ impl DepthwiseKernel for Avx512 {
 }
 
 /// # Safety
-/// `x` is whole pixels, and from `out` on there is [`DepthwiseLayout::pixel_bytes`] for each.
+/// `x` must hold whole pixels; `out` must have [`DepthwiseLayout::pixel_bytes`] for each of them.
 #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
-unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8) -> bool {
-    let (inv_step, most) = (_mm512_set1_ps(levels.inv_step), _mm512_set1_ps(levels.bounds[1]));
-    let least = _mm_cvt_ss2si(_mm_set_ss(levels.bounds[0])) as i8;
-    let (least, lowest, bias) =
-        (_mm512_set1_epi8(least), _mm512_set1_epi8(-128), _mm512_set1_epi8(-128));
-    let mut numbers = true;
+unsafe fn quantize(x: &[f32], channels: usize, params: &QuantizeParams, mut out: *mut u8) -> bool {
+    let (inv_step, max) = (_mm512_set1_ps(params.inv_step), _mm512_set1_ps(params.bounds[1]));
+    let min = _mm_cvt_ss2si(_mm_set_ss(params.bounds[0])) as i8;
+    let (min, below_min, bias) =
+        (_mm512_set1_epi8(min), _mm512_set1_epi8(-128), _mm512_set1_epi8(-128));
+    let mut no_nan = true;
     for pixel in x.chunks_exact(channels) {
         for block in pixel.chunks(BLOCK) {
             let mut codes = [_mm512_setzero_si512(); 4];
             for (v, code) in codes.iter_mut().enumerate() {
                 let left = block.len().saturating_sub(v * LANES);
-                // SAFETY: lanes of the mask are elements of the block.
+                // SAFETY: the load reads only elements of the block; the mask excludes the others.
                 let x = unsafe {
                     let from = block.as_ptr().wrapping_add(v * LANES);
                     match left {
@@ -113,38 +121,38 @@ unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8
                         _ => _mm512_maskz_loadu_ps((1 << left) - 1, from),
                     }
                 };
-                // The second operand of a minimum passes through where it is NaN, which then
-                // converts, as what is too small for `i32` does, to the least number.
-                *code = _mm512_cvtps_epi32(_mm512_min_ps(most, _mm512_mul_ps(x, inv_step)));
+                // `min` returns its second operand if that is NaN. NaN and values too small for
+                // `i32` convert to `i32::MIN`.
+                *code = _mm512_cvtps_epi32(_mm512_min_ps(max, _mm512_mul_ps(x, inv_step)));
             }
             let [low, high] =
                 [_mm512_packs_epi32(codes[0], codes[1]), _mm512_packs_epi32(codes[2], codes[3])];
             let codes = _mm512_packs_epi16(low, high);
-            if _mm512_cmpeq_epi8_mask(codes, lowest) != 0 {
-                numbers &= !block.iter().any(|x| x.is_nan());
+            if _mm512_cmpeq_epi8_mask(codes, below_min) != 0 {
+                no_nan &= !block.iter().any(|x| x.is_nan());
             }
-            let codes = _mm512_xor_si512(_mm512_max_epi8(codes, least), bias);
-            // SAFETY: every block of a pixel has 64 bytes of the output.
+            let codes = _mm512_xor_si512(_mm512_max_epi8(codes, min), bias);
+            // SAFETY: `out` has 64 bytes for each block of a pixel.
             unsafe {
                 _mm512_storeu_si512(out.cast(), codes);
                 out = out.add(BLOCK);
             }
         }
     }
-    numbers
+    no_nan
 }
 
-/// All four vectors of a block where `WHOLE`, else two.
+/// Interleaves rows into columns: all four vectors of a block if `WHOLE`, otherwise the first two.
 ///
 /// # Safety
-/// As [`Rows::check`] checks.
+/// The sizes must have passed [`Rows::check`].
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn interleave<const WHOLE: bool>(rows: &Rows<'_>, steps: usize, out: *mut u8) {
     for (step, offsets) in rows.offsets.as_chunks::<4>().0.iter().enumerate() {
         let from = offsets.map(|at| rows.bytes.as_ptr().wrapping_add(at));
         let out = out.wrapping_add(step * STEP);
         for x in 0..rows.count {
-            // SAFETY: every pixel has 64 bytes in every row, and every column as many steps.
+            // SAFETY: every pixel has 64 bytes in every row, and every column has `steps` steps.
             unsafe {
                 let row = |r: usize| _mm512_loadu_si512(from[r].add(x * rows.pitch).cast());
                 let r = [row(0), row(1), row(2), row(3)];
@@ -163,7 +171,7 @@ unsafe fn interleave<const WHOLE: bool>(rows: &Rows<'_>, steps: usize, out: *mut
     }
 }
 
-/// Constants of sixteen channels.
+/// Constants of the epilogue for sixteen channels.
 #[derive(Clone, Copy)]
 struct Constants {
     scale: __m512,
@@ -175,10 +183,10 @@ struct Constants {
 
 impl Constants {
     /// # Safety
-    /// Constants are as many as a block has channels, of which `first` is one that exists.
+    /// `finish` must have a constant for every channel of a block, and channel `first` must exist.
     #[target_feature(enable = "avx512f")]
     unsafe fn new(finish: &Finish<'_>, first: usize) -> Self {
-        // SAFETY: as the caller promises; blocks are whole vectors.
+        // SAFETY: the caller promises a constant for every channel, and a block is whole vectors.
         let load = |values: &[f32]| unsafe { _mm512_loadu_ps(values.as_ptr().add(first)) };
         Constants {
             scale: load(finish.scale),
@@ -190,10 +198,11 @@ impl Constants {
     }
 }
 
-/// All lines of a product; a kernel of 3×3 and its stride are constants where they are not 0.
+/// Computes all lines of a product. If `K` is not 0, the window is `K`×`K`, has no dilation and
+/// moves by `STRIDE`, so that loops have constant bounds.
 ///
 /// # Safety
-/// As [`Product::check`] checks.
+/// The sizes must have passed [`Product::check`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
 unsafe fn lines<const R: usize, const K: usize, const STRIDE: usize>(
     product: &Product<'_>,
@@ -201,12 +210,12 @@ unsafe fn lines<const R: usize, const K: usize, const STRIDE: usize>(
 ) {
     const { assert!(R <= MAX_LINES) };
     let (steps, width) = (LAYOUT.steps(product.kernel[0]), product.kernel[1]);
-    let starts = product.panel.len() - 4 * BLOCK;
+    let sums_at = product.panel.len() - 4 * BLOCK;
     for first in (0..product.finish.channels).step_by(LANES) {
-        // SAFETY: the vector exists in every step of columns and weights.
+        // SAFETY: every step of columns and weights contains the vector that starts at `first`.
         unsafe {
             let constants = Constants::new(&product.finish, first);
-            let start = _mm512_loadu_si512(product.panel.as_ptr().add(starts + first * 4).cast());
+            let start = _mm512_loadu_si512(product.panel.as_ptr().add(sums_at + first * 4).cast());
             let columns = product.columns.as_ptr().add(first * 4);
             let mut weights = [product.panel.as_ptr().add(first * 4); R];
             for (r, weights) in weights.iter_mut().enumerate() {
@@ -215,7 +224,7 @@ unsafe fn lines<const R: usize, const K: usize, const STRIDE: usize>(
             let mut x = 0;
             while x < product.width {
                 let columns = columns.add(x * product.stride * steps * STEP);
-                let out = out.add(x * product.pixel + first);
+                let out = out.add(x * product.pixel_pitch + first);
                 x += match product.width - x {
                     7.. => tile::<R, 7, K, STRIDE>(
                         product, steps, columns, weights, start, &constants, out,
@@ -235,10 +244,10 @@ unsafe fn lines<const R: usize, const K: usize, const STRIDE: usize>(
     }
 }
 
-/// `X` pixels of `R` lines, sixteen channels; how many pixels.
+/// Computes sixteen channels of `X` pixels in each of `R` lines. Returns `X`.
 ///
 /// # Safety
-/// They exist: as [`Product::check`] checks.
+/// The pixels must exist: the sizes must have passed [`Product::check`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
 #[inline]
 unsafe fn tile<const R: usize, const X: usize, const K: usize, const STRIDE: usize>(
@@ -279,11 +288,11 @@ unsafe fn tile<const R: usize, const X: usize, const K: usize, const STRIDE: usi
             if let Some((scale, bias)) = affine {
                 y = _mm512_fmadd_ps(y, scale, bias);
             }
-            // The second operand passes through where it is NaN, or equal.
+            // `max` and `min` return the second operand if it is NaN or both are equal.
             y = _mm512_min_ps(max, _mm512_max_ps(min, y));
             // SAFETY: as the caller promises.
             unsafe {
-                let out = out.add(r * product.line + x * product.pixel);
+                let out = out.add(r * product.line_pitch + x * product.pixel_pitch);
                 match mask {
                     u16::MAX => _mm512_storeu_ps(out, y),
                     _ => _mm512_mask_storeu_ps(out, mask, y),

@@ -1,16 +1,16 @@
 //! Depthwise convolution of int8: every output channel reads one input channel.
 //!
-//! A window's products of one channel are neighbours in no layout that a convolution's input has,
-//! so lanes are channels, and the taps that one instruction adds up are interleaved: pixels of
-//! [`DepthwiseLayout::rows`] image rows that lie below each other, channel by channel, in
-//! *columns*. Where the rows of a column are more than the window is high, lines of the output
-//! share columns: each line has a copy of the weights, shifted down by its distance.
+//! Vector lanes are channels. One instruction also adds up several taps of a channel, which must be
+//! next to each other in memory, but no input layout has them so. Kernels therefore read *columns*:
+//! for each `x`, the pixels of [`DepthwiseLayout::rows`] image rows, interleaved by channel. If
+//! a column has more rows than the window, several lines of the output share it: each line has its
+//! own copy of the weights, shifted down by the line's distance to the first one.
 //!
-//! | instruction set | a column | inner step |
+//! | instruction set | column | inner step |
 //! | --- | --- | --- |
 //! | AVX-512 VNNI | four rows of `u8` (code + 128) | `vpdpbusd`: 64 products |
 //! | AVX2 | two rows of `i16` | `vpmaddwd`, `vpaddd`: 16 products |
-//! | others | one row of `i16` | what compilers make of a product and an addition |
+//! | others | one row of `i16` | multiply and add, vectorized by the compiler |
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
@@ -22,43 +22,43 @@ use super::columns::Element;
 use super::kernel::{Family, Inner, Layout, OperandTypes, private};
 use super::panels::PanelWeights;
 
-/// Lines of the output that one call computes, at most.
+/// Maximum number of output lines that one call computes.
 pub(crate) const MAX_LINES: usize = 2;
 
 /// How a kernel's operands are laid out.
 ///
-/// Columns lie as `[column][step][block][rows]`; a panel of weights, for one block of channels, as
-/// `[shift][kernel width][step][block][rows]`, where a step is so many rows of the window. Where
-/// activations are biased, an `i32` per channel follows, with which sums begin.
+/// Columns are `[column][step][block][rows]`. A panel of weights, for one block of channels, is
+/// `[shift][kernel width][step][block][rows]`. A step is `rows` rows of the window. If activations
+/// are biased, the panel ends with an `i32` per channel, with which its sum starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DepthwiseLayout {
-    /// Tells layouts apart at the head of packed weights.
+    /// Identifies the layout in the header of packed weights.
     pub id: u32,
-    /// Image rows that are interleaved.
+    /// Number of image rows that are interleaved.
     pub rows: usize,
     /// Channels in a block.
     pub block: usize,
-    /// Type of activations, and size of weights.
+    /// How activations are stored. Weights have the same size.
     pub element: Element,
 }
 
 impl DepthwiseLayout {
-    /// Steps of a window of this height.
+    /// Number of steps of a window of this height.
     pub(crate) fn steps(&self, height: usize) -> usize {
         height.div_ceil(self.rows)
     }
 
-    /// Places that a window of this height has in the rows of a column.
+    /// Number of positions that a window of this height can have in the rows of a column.
     pub(crate) fn shifts(&self, height: usize) -> usize {
         self.steps(height) * self.rows - height + 1
     }
 
-    /// Bytes of a step of a column, and of the weights that it meets.
+    /// Bytes of a step of a column, and of the weights that multiply it.
     pub(crate) fn step_bytes(&self) -> usize {
         self.rows * self.block * self.element.bytes()
     }
 
-    /// Bytes of a row's pixel in so many channels.
+    /// Bytes of a quantized pixel with `channels` channels.
     pub(crate) fn pixel_bytes(&self, channels: usize) -> usize {
         channels.next_multiple_of(self.block) * self.element.bytes()
     }
@@ -69,12 +69,12 @@ impl DepthwiseLayout {
         weights + if self.element == Element::Biased { 4 * self.block } else { 0 }
     }
 
-    /// What of it all families have.
+    /// The part that layouts of all families have.
     pub(super) fn common(&self) -> Layout {
         Layout { family: Family::Int8, nr: self.block, lanes: self.block }
     }
 
-    /// Packs a panel, whose weights are in the order of rows.
+    /// Packs a panel. Taps of `weights` are row by row.
     fn pack(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) {
         let [height, width] = weights.kernel;
         let (steps, size) = (self.steps(height), self.element.bytes());
@@ -100,61 +100,62 @@ impl DepthwiseLayout {
     }
 }
 
-/// What follows the sums of a block: `acc * scale`, `+ bias`, then `fma(y, scale, bias)` where it
-/// is given, then bounds. Constants are as many as a block has channels.
+/// Turns the sums of a block into floats: `y = acc * scale + bias`, then, if given,
+/// `fma(y, scale, bias)`, then a clamp. There is a constant for every channel of a block.
 #[derive(Clone, Copy, Debug)]
 pub struct Finish<'a> {
-    /// Per channel.
+    /// One scale per channel.
     pub scale: &'a [f32],
-    /// Per channel; -0.0, which changes nothing, where there is none.
+    /// One bias per channel; -0.0 if there is none, because adding that changes nothing.
     pub bias: &'a [f32],
     /// A scale and a bias per channel: BatchNorm in evaluation mode.
     pub affine: Option<(&'a [f32], &'a [f32])>,
-    /// Least and greatest value; NaN passes through.
+    /// Minimum and maximum; NaN passes through.
     pub clamp: [f32; 2],
-    /// Channels of the block that exist.
+    /// Channels of the block without padding.
     pub channels: usize,
 }
 
-/// How floats become codes.
+/// How the input is quantized: `round(clamp(x * inv_step, bounds))`.
 #[derive(Clone, Copy, Debug)]
-pub struct Levels {
+pub struct QuantizeParams {
     pub(crate) inv_step: f32,
-    /// Of codes, not rounded yet: inside -127 to 127, in order.
+    /// Lower and upper bound before rounding, both in -127..=127.
     pub(crate) bounds: [f32; 2],
 }
 
-impl Levels {
-    /// For inputs that are clamped to bounds before: products by a positive number keep their
-    /// order, and so does rounding, so it makes no difference to clamp after the product.
+impl QuantizeParams {
+    /// Parameters for an input that is first clamped to `bounds`. Multiplying by a positive number
+    /// and rounding keep the order of values, so clamping the product gives the same codes.
     pub(crate) fn new(inv_step: f32, bounds: [f32; 2]) -> Self {
         let level = |bound: f32| match bound.is_infinite() {
-            // Flushed to zero, the step's inverse would make this NaN.
+            // `inv_step` may be flushed to zero, and infinity times zero is NaN.
             true => 127f32.copysign(bound),
             false => (bound * inv_step).clamp(-127.0, 127.0),
         };
-        Levels { inv_step, bounds: bounds.map(level) }
+        QuantizeParams { inv_step, bounds: bounds.map(level) }
     }
 }
 
-/// Rows of an image in blocks of quantized channels, some of which are to become columns.
+/// The quantized image rows that are interleaved into columns, for one block of channels.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     pub(crate) bytes: &'a [u8],
-    /// Where the block of the first pixel begins in every row of a column.
+    /// For each row of a column, the byte offset of the first pixel's block.
     pub(crate) offsets: &'a [usize],
-    /// Pixels, and bytes from one to the next.
+    /// Number of pixels.
     pub(crate) count: usize,
+    /// Bytes from one pixel to the next.
     pub(crate) pitch: usize,
-    /// Channels of the block that exist.
+    /// Channels of the block without padding.
     pub(crate) channels: usize,
 }
 
 impl Rows<'_> {
-    /// Steps of a column.
+    /// Checks sizes. Returns the number of steps of a column.
     ///
     /// # Panics
-    /// Where reading the rows, or writing their columns, would leave the slices: a bug in the
+    /// If a read of the rows or a write to `out` would leave its slice, which is a bug in the
     /// caller.
     fn check(&self, layout: &DepthwiseLayout, out: &[u8]) -> usize {
         let block = layout.block * layout.element.bytes();
@@ -180,30 +181,37 @@ impl Rows<'_> {
     }
 }
 
-/// Lines of columns, a panel of weights and what becomes of their products, whose sizes fit each
-/// other.
+/// The operands of one call: columns, a panel of weights and the epilogue.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
-    /// Columns of a block: those under the first window begin here.
+    /// Columns of a block, from the first window's first one.
     pub(crate) columns: &'a [u8],
     pub(crate) panel: &'a [u8],
+    /// Height and width of the window.
     pub(crate) kernel: [usize; 2],
-    /// Columns from one window to the next, and from one tap to the next.
+    /// Columns from one window to the next.
     pub(crate) stride: usize,
+    /// Columns from one tap to the next.
     pub(crate) dilation: usize,
-    /// Lines of the output, and rows from the window of one to that of the next.
+    /// Number of output lines.
     pub(crate) lines: usize,
+    /// Image rows from one line's windows to the next line's.
     pub(crate) shift: usize,
-    /// Pixels of a line; floats from one to the next, and from line to line.
+    /// Output pixels in a line.
     pub(crate) width: usize,
-    pub(crate) pixel: usize,
-    pub(crate) line: usize,
+    /// Floats from one output pixel to the next.
+    pub(crate) pixel_pitch: usize,
+    /// Floats from one output line to the next.
+    pub(crate) line_pitch: usize,
     pub(crate) finish: Finish<'a>,
 }
 
 impl Product<'_> {
+    /// Checks sizes.
+    ///
     /// # Panics
-    /// Where reading operands, or writing results, would leave the slices: a bug in the caller.
+    /// If a read of an operand or a write to `out` would leave its slice, which is a bug in the
+    /// caller.
     fn check(&self, layout: &DepthwiseLayout, out: &[f32]) {
         let (finish, [height, width]) = (&self.finish, self.kernel);
         let constants = finish.affine.map_or([finish.scale; 2], |(scale, bias)| [scale, bias]);
@@ -215,7 +223,7 @@ impl Product<'_> {
         );
         assert!(
             (1..=layout.block).contains(&finish.channels)
-                && finish.channels <= self.pixel
+                && finish.channels <= self.pixel_pitch
                 && self.width > 0
         );
         assert!(height > 0 && width > 0 && self.panel.len() == layout.panel_bytes(self.kernel));
@@ -225,33 +233,36 @@ impl Product<'_> {
         let columns = last.zip(tap).and_then(|(last, tap)| last.checked_add(tap)?.checked_add(1));
         let bytes = columns.and_then(|n| n.checked_mul(layout.steps(height) * layout.step_bytes()));
         assert!(bytes.is_some_and(|bytes| bytes <= self.columns.len()));
-        let line =
-            (self.width - 1).checked_mul(self.pixel).and_then(|at| at.checked_add(finish.channels));
-        let end = line.and_then(|end| end.checked_add((self.lines - 1).checked_mul(self.line)?));
+        let line = (self.width - 1)
+            .checked_mul(self.pixel_pitch)
+            .and_then(|at| at.checked_add(finish.channels));
+        let end =
+            line.and_then(|end| end.checked_add((self.lines - 1).checked_mul(self.line_pitch)?));
         assert!(end.is_some_and(|end| end <= out.len()));
     }
 }
 
 /// The inner loops of a kernel for depthwise convolution.
 pub trait DepthwiseKernel: private::Sealed + Sync + std::fmt::Debug {
-    /// Layout of what it reads.
+    /// Layout of its operands.
     fn layout(&self) -> &'static DepthwiseLayout;
 
-    /// Packs a panel.
+    /// Packs a panel of weights.
     fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) {
         self.layout().pack(weights, panel);
     }
 
-    /// Quantizes pixels of so many channels: `round(clamp(x * inv_step, bounds))`, halves to even.
-    /// `out` has `DepthwiseLayout::pixel_bytes` for each, in an order of channels that only the
-    /// kernel knows. Whether none was NaN.
-    fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool;
+    /// Quantizes pixels of `channels` channels: `round(clamp(x * inv_step, bounds))`, ties to even.
+    /// Returns whether no value was NaN. `out` has `DepthwiseLayout::pixel_bytes` for each pixel,
+    /// with channels in the kernel's own order.
+    fn quantize(&self, x: &[f32], channels: usize, params: &QuantizeParams, out: &mut [u8])
+    -> bool;
 
-    /// Makes columns of a block of channels: as many as there are pixels, from where `out` begins.
+    /// Writes one column per pixel to `out`, for one block of channels.
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]);
 
-    /// Products of a block of channels, to floats: see `Finish`. `out` begins with the first
-    /// channel of the block in the first pixel.
+    /// Multiplies a block of channels and writes the floats of `Finish`. `out` starts at the first
+    /// pixel, with the block's first channel.
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]);
 }
 

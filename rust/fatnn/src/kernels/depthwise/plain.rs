@@ -1,7 +1,6 @@
-//! Depthwise convolution as plain loops, compiled for instruction sets without kernels of their
-//! own.
+//! Depthwise convolution as plain loops, for instruction sets that have no kernel of their own.
 
-use super::{DepthwiseKernel, DepthwiseLayout, Levels, Product, Rows, inner};
+use super::{DepthwiseKernel, DepthwiseLayout, Product, QuantizeParams, Rows, inner};
 use crate::cpu::{Features, Isa};
 use crate::kernels::columns::Element;
 use crate::kernels::int8::QuantizeInt8;
@@ -9,8 +8,9 @@ use crate::kernels::isa::Simd;
 use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 use crate::kernels::vector::VectorLoop;
 
-/// Channels in a block, and of those in registers together.
+/// Channels in a block.
 const BLOCK: usize = 32;
+/// Channels whose sums are in registers at a time.
 const LANES: usize = 16;
 
 static LAYOUT: DepthwiseLayout =
@@ -23,7 +23,7 @@ struct Plain<S> {
     isa: Isa,
 }
 
-/// In portable Rust.
+/// The kernel in portable Rust.
 pub(crate) fn scalar(_: Features) -> Option<&'static dyn Kernel> {
     use crate::kernels::isa::scalar::Scalar;
     static KERNEL: Plain<Scalar> =
@@ -31,7 +31,7 @@ pub(crate) fn scalar(_: Features) -> Option<&'static dyn Kernel> {
     Some(&KERNEL)
 }
 
-/// On NEON.
+/// The kernel for NEON, if the CPU has it.
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 pub(crate) fn neon(features: Features) -> Option<&'static dyn Kernel> {
     use crate::kernels::isa::neon::Neon;
@@ -70,17 +70,23 @@ impl<S: Simd> DepthwiseKernel for Plain<S> {
         &LAYOUT
     }
 
-    fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool {
-        let &Levels { inv_step, bounds } = levels;
+    fn quantize(
+        &self,
+        x: &[f32],
+        channels: usize,
+        params: &QuantizeParams,
+        out: &mut [u8],
+    ) -> bool {
+        let &QuantizeParams { inv_step, bounds } = params;
         let pitch = LAYOUT.pixel_bytes(channels);
-        let mut numbers = true;
+        let mut no_nan = true;
         for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(pitch)) {
             let (out, padding) = out.split_at_mut(channels * 2);
-            numbers &=
+            no_nan &=
                 self.simd.run(QuantizeInt8 { element: Element::I16, x, inv_step, bounds, out });
             padding.fill(0);
         }
-        numbers
+        no_nan
     }
 
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]) {
@@ -125,7 +131,7 @@ impl VectorLoop for Multiply<'_> {
                         }
                     }
                 }
-                let out = &mut out[x * product.pixel + first..];
+                let out = &mut out[x * product.pixel_pitch + first..];
                 finish(product, &acc, first, out);
             }
         }
@@ -159,7 +165,7 @@ fn finish(product: &Product<'_>, acc: &[i32; LANES], first: usize, out: &mut [f3
         }
     }
     for y in &mut y {
-        // Not `max` and `min`: NaN and -0.0 pass through.
+        // Not `max` and `min`, because NaN and -0.0 must pass through.
         *y = if *y < min { min } else { *y };
         *y = if *y > max { max } else { *y };
     }

@@ -21,8 +21,8 @@ pub(crate) struct Pixels {
 /// `image`. Up to [`COPY_SLACK`] bytes after the last output pixel are overwritten.
 ///
 /// # Panics
-/// If pixels, or [`COPY_SLACK`] bytes after the last one, are outside the slices: a bug in the
-/// caller.
+/// If pixels, or [`COPY_SLACK`] bytes after the last one, are outside the slices, which is a bug
+/// in the caller.
 pub(crate) fn interleave(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mut [u8]) {
     let &Pixels { first, count, bytes, pitch } = pixels;
     if count == 0 {

@@ -158,7 +158,8 @@ fn run<const ROWS: usize, const PLANES: usize, const MASKED: bool>(
         // SAFETY: for every chunk, `Tiles::new` checked that the panel has `NV` vectors of signs,
         // and `NV` masks if `MASKED`, and that every row has a unit of 16 bytes.
         unsafe {
-            // The driver fills up the last tile by repeating its last row, so the counts are equal.
+            // The driver fills the last tile by repeating its last row. If all rows are the same,
+            // count once.
             let counts = if rows[0] == rows[ROWS - 1] {
                 [tile::<1, PLANES, MASKED>([rows[0]], tiles.offsets(), weights.as_ptr())[0]; ROWS]
             } else {
