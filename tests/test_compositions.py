@@ -76,6 +76,23 @@ CASES: dict[str, tuple[Any, bool]] = {
     "pad": (nn.ZeroPad2d((1, 0, 2, 1)), True),
     "reflection pad": (nn.ReflectionPad2d((1, 0, 2, 1)), True),
     "constant pad": (nn.ConstantPad2d(1, 0.25), True),
+    "cumsum": (lambda m, y: y.cumsum(1) + y.cumsum(-1), True),
+    "cumsum of a mask": (lambda m, y: (y > 0).cumsum(2, dtype=torch.float32), True),
+    "prelu": (lambda m, y: functional.prelu(y, m.w[:, 0, 0]), True),
+    "view_as": (lambda m, y: y.flatten(1).view_as(y), False),
+    "reshape_as": (lambda m, y: (y * 2).flatten(2).reshape_as(y), False),
+    "type_as": (lambda m, y: (y > 0).type_as(y), True),
+    "new_full": (lambda m, y: y + y.new_full((8, 1, 1), 0.5), True),
+    "new_ones": (lambda m, y: y * y.new_ones((8, 1, 1)) * 3, True),
+    "a shape": (lambda m, y: y.flatten(1).reshape(y.shape), False),
+    "part of a shape": (
+        lambda m, y: y.reshape(y.shape[:1] + (4, 2) + y.shape[2:]),  # noqa: RUF005
+        False,
+    ),
+    "repeat for the batch": (lambda m, y: y + m.w[None].repeat(y.shape[0], 1, 1, 1), True),
+    "shape of another": (lambda m, y: y.flatten(2).view(*y.size()[:2], -1, 4), False),
+    "expand to a shape": (lambda m, y: y[:, :1].expand(y.shape), False),
+    "x.shape": (lambda m, y: y.view(y.shape[0], 2, y.shape[1] // 2, *y.shape[2:]), False),
     "add alpha": (lambda m, y: torch.sub(y, y.relu(), alpha=2), True),
 }
 
@@ -96,15 +113,6 @@ def test_compositions_have_torchs_bits_and_run_in_the_engine(name: str, tmp_path
     torch.testing.assert_close(made, model(x).detach(), equal_nan=True)
 
 
-def test_a_composition_with_other_bits_stays_in_torch() -> None:
-    """torch's lerp fuses a multiplication and an addition, so its bits are not the formula's."""
-    x = torch.randn(2, 3, 6, 8)
-    model = ready(After(lambda m, y: torch.lerp(y, y.relu(), 0.3)), x)
-    net = exact(model, x)
-    formula = [node.op for node in net.graph.nodes if node.op in ("add", "mul", "sub")]
-    assert ("torch" in ops_of(net)) != bool(formula)
-
-
 @pytest.mark.parametrize(
     "function",
     [nn.GLU(1), nn.Softmin(1), nn.Softmax2d(), lambda m, y: torch.logsumexp(y, (1, 2))],
@@ -118,3 +126,27 @@ def test_compositions_of_approximated_functions(function: Any, tmp_path: Any) ->
     made = torch.from_numpy(fatnn.load_numpy(tmp_path / "net")(x.numpy()))
     assert math.isfinite(float(made.sum()))
     torch.testing.assert_close(made, model(x).detach())
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (nn.MaxPool3d(1), "operations over three spatial axes run in torch"),
+        (
+            lambda m, y: functional.avg_pool3d(y[:, None], 1)[:, 0],
+            "operations over three spatial axes run in torch",
+        ),
+        (
+            lambda m, y: functional.interpolate(y, (3, 4), mode="bilinear", antialias=True),
+            "antialiased interpolation runs in torch",
+        ),
+        (
+            lambda m, y: functional.interpolate(y, (7, 9), mode="bicubic"),
+            "bicubic interpolation runs in torch",
+        ),
+    ],
+)
+def test_reports_say_why_a_kind_of_call_stays_in_torch(call: Any, reason: str) -> None:
+    x = torch.randn(2, 3, 6, 8)
+    net = exact(ready(After(call), x), x)
+    assert [row.reason for row in net.report.rows].count(reason) == 1, net.report.rows

@@ -173,6 +173,8 @@ SCALARS: dict[str, ScalarFunction] = {
     "log2": _plain(torch.log2),
     "log10": _plain(torch.log10),
     "erf": _plain(torch.erf, also=(torch.special.erf,)),
+    "sin": _plain(torch.sin),
+    "cos": _plain(torch.cos),
     "selu": _plain(functional.selu, nn.SELU, also=(torch.selu,)),
     "log_sigmoid": _plain(functional.logsigmoid, nn.LogSigmoid),
     "pow": ScalarFunction(torch.pow, (), attrs={"exponent": None}),

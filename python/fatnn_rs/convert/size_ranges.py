@@ -190,7 +190,7 @@ def _check_free(where: str, node: Node, size: Size, notes: Sequence[str]) -> Non
     if reason:
         raise ConversionError(
             f"dynamic_shapes: {where}, dimension {size.dim} cannot be {size.described()}: {reason}"
-            ". Narrow the range, convert one network per size, or let forward not depend on the size"
+            ". Narrow the range, convert one network per size, or do not use the size in forward"
         )
 
 

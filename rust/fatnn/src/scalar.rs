@@ -4,6 +4,7 @@
 //! NaN, infinities and signed zeros are handled as in PyTorch. The loops that call `apply`
 //! (`kernels::vector`) compile it for every instruction set.
 
+mod angle;
 mod math;
 
 /// Replaces every element by a function of it, computed in float64 and rounded once.
@@ -115,6 +116,10 @@ pub enum Scalar {
     Log10,
     /// The error function.
     Erf,
+    /// The sine.
+    Sin,
+    /// The cosine.
+    Cos,
     /// ELU with fixed limit and factor.
     Selu,
     /// `-ln(1 + e^-x)`.
@@ -241,6 +246,8 @@ impl Scalar {
             Scalar::Log2 => wide!(values, x => math::ln(x) * std::f64::consts::LOG2_E),
             Scalar::Log10 => wide!(values, x => math::ln(x) * std::f64::consts::LOG10_E),
             Scalar::Erf => wide!(values, x => math::erf(x)),
+            Scalar::Sin => each(values, |x| angle::sin_cos(x)[0]),
+            Scalar::Cos => each(values, |x| angle::sin_cos(x)[1]),
             Scalar::Selu => wide!(values, x => math::selu(x)),
             Scalar::LogSigmoid => wide!(values, x => math::log_sigmoid(x)),
             Scalar::Pow { exponent } => {

@@ -23,7 +23,7 @@ fn empty_inputs_never_panic() {
         "out_groups": 1, "relu": false, "size": [2, 2], "start": 1, "end": -1, "keepdim": true,
         "pad": [1, 1],
         "mode": "constant", "value": 0.0, "eps": 1e-5, "min_val": 0.0, "max_val": 1.0,
-        "negative_slope": 0.1, "dim": 2});
+        "negative_slope": 0.1, "dim": 2, "p": 2, "correction": 1});
     let vector = ones(&[2]);
     let tensors = |op: &str| match op {
         "conv2d" => vec![("weight", ones(&[3, 2, 2, 2])), ("bias", ones(&[3]))],
@@ -57,6 +57,8 @@ fn empty_inputs_never_panic() {
         "mean",
         "sum",
         "amax",
+        "norm",
+        "var",
         "layer_norm",
         "rms_norm",
         "group_norm",
@@ -67,7 +69,7 @@ fn empty_inputs_never_panic() {
         let mut attrs = window.clone();
         match op {
             "mean" => attrs["dims"] = json!([2, 3]),
-            "sum" | "amax" => attrs["dims"] = json!([0, 2]),
+            "sum" | "amax" | "norm" | "var" => attrs["dims"] = json!([0, 2]),
             _ => (),
         }
         let net = single(op, attrs, &tensors(op), Limits::DEFAULT).unwrap();

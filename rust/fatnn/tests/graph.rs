@@ -65,6 +65,19 @@ fn shape_rules_hold_for_all_ranks() {
         ("mean", json!({"dims": [], "keepdim": true, "layout": "any"}), vec![2, 3], vec![1, 1]),
         ("amax", json!({"dims": [0], "keepdim": false}), vec![2, 3], vec![3]),
         (
+            "norm",
+            json!({"dims": [-1], "keepdim": true, "p": 2, "layout": "any"}),
+            vec![2, 3],
+            vec![2, 1],
+        ),
+        (
+            "std",
+            json!({"dims": [], "keepdim": false, "correction": 1, "layout": "any"}),
+            vec![2, 3],
+            vec![],
+        ),
+        ("addcmul", json!({"value": 0.5, "layout": "any|any|any"}), vec![2, 3], vec![2, 3]),
+        (
             "layer_norm",
             json!({"dims": 2, "eps": 1e-5, "layout": "any"}),
             vec![2, 3, 4],
@@ -107,7 +120,7 @@ fn shape_rules_hold_for_all_ranks() {
     for (op, attrs, from, to) in cases {
         let reads: &[&str] = match op {
             "cat" | "matmul" => &["x", "x"],
-            "attention" => &["x", "x", "x"],
+            "attention" | "addcmul" => &["x", "x", "x"],
             _ => &["x"],
         };
         let graph =

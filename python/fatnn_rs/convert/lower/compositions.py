@@ -33,12 +33,16 @@ def _softmin(x: Any, dim: Any = None, _stacklevel: Any = 3, dtype: Any = None) -
 
 def _lerp(x: Any, end: Any, weight: Any) -> Any:
     if not isinstance(weight, (int, float)):
-        return None
-    return x + weight * (end - x) if abs(weight) < 0.5 else end - (end - x) * (1 - weight)
+        near = torch.addcmul(x, weight, end - x)
+        return torch.where(torch.abs(weight) < 0.5, near, torch.addcmul(end, end - x, weight - 1))
+    factor = torch.full((), float(weight))
+    if abs(weight) < 0.5:
+        return torch.addcmul(x, factor, end - x)
+    return torch.addcmul(end, end - x, factor - 1)
 
 
-def _addcmul(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
-    return x + (a if value == 1 else a * value) * b
+def _normalize(x: Any, p: Any = 2.0, dim: Any = 1, eps: Any = 1e-12, out: Any = None) -> Any:
+    return x / torch.clamp_min(torch.linalg.vector_norm(x, p, dim, True), eps)
 
 
 def _addcdiv(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
@@ -202,7 +206,7 @@ _NAMED: dict[str, Callable[..., Any]] = {
     "glu": _glu,
     "softmin": _softmin,
     "lerp": _lerp,
-    "addcmul": _addcmul,
+    "normalize": _normalize,
     "addcdiv": _addcdiv,
     "add": _add,
     "sub": _sub,

@@ -124,6 +124,16 @@ def pad(
     return ctx.emit("pad", [name], {"pad": list(pad), "mode": mode, "value": float(fill)})
 
 
+def prelu(ctx: Lowering, input: Any, weight: Any) -> Ref | None:
+    """``F.prelu`` with a constant weight."""
+    name, slopes = ctx.value(input), ctx.constant(weight)
+    if name is None or slopes is None or slopes.dim() > 1:
+        return None
+    return ctx.emit(
+        "prelu", [name], {"shared": slopes.numel() == 1}, {"weight": slopes.reshape(-1)}
+    )
+
+
 def _numbers(value: Any, dims: int) -> list[int] | None:
     values = list(value) if isinstance(value, (tuple, list)) else [value] * dims
     if len(values) == 1:
@@ -281,6 +291,7 @@ FUNCTIONS: dict[Any, Row] = {
     functional.dropout3d: dropout,
     functional.alpha_dropout: alpha_dropout,
     functional.feature_alpha_dropout: alpha_dropout,
+    **dict.fromkeys((functional.prelu, torch.prelu, _aten.prelu.default), prelu),
     torch.flatten: flatten,
     functional.pad: pad,
     functional.max_pool1d: max_pool(1),
@@ -316,6 +327,7 @@ METHODS: dict[str, Row] = {
     **products.METHODS,
     **{f"{name}{end}": arithmetic(op) for name, op in _ARITHMETIC for end in ("", "_")},
     "flatten": flatten,
+    "prelu": prelu,
     "contiguous": identity,
     "clone": identity,
     "detach": identity,

@@ -196,11 +196,12 @@ def cast(ctx: Lowering, input: Any, *args: Any, **kwargs: Any) -> Ref | None:
 
 
 def cumsum(ctx: Lowering, input: Any, dim: Any, *, dtype: Any = None) -> Ref | None:
-    """Cumulative sum of integers or masks; with floats the order of additions would matter."""
+    """Cumulative sum; torch adds floats one after another in float64."""
     made = ctx.seen(ctx.node).dtype
-    if made not in (torch.int32, torch.int64) or not isinstance(dim, int):
+    if made not in (torch.float32, torch.int32, torch.int64) or not isinstance(dim, int):
         return None
-    if ctx.seen(input).dtype == torch.float32 or not ctx.shape(input):
+    floats = ctx.seen(input).dtype == torch.float32
+    if (floats and made != torch.float32) or not ctx.shape(input):
         return None
     names = _operands(ctx, (input,), made)
     return None if names is None else ctx.emit("cumsum", names, {"dim": dim}, dtype=PLAIN[made])

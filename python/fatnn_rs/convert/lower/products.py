@@ -322,6 +322,16 @@ def matmul_add(function: Callable[..., Tensor]) -> Row:
     return row
 
 
+def addcmul(ctx: Lowering, input: Any, a: Any, b: Any, *, value: Any = 1) -> Ref | None:
+    """``input + value * a * b``: torch rounds the last product and the sum once."""
+    names = [ctx.value(given) for given in (input, a, b)]
+    known = [name for name in names if name is not None]
+    if len(known) < 3 or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    attrs = {"value": float(value), "layout": layouts(ctx, input, a, b)}
+    return ctx.emit("addcmul", known, attrs)
+
+
 #: Functions and operators → row.
 FUNCTIONS: dict[Any, Row] = {
     functional.linear: linear,
@@ -330,6 +340,7 @@ FUNCTIONS: dict[Any, Row] = {
     functional.conv2d: conv(2),
     _aten.conv1d.default: conv(1),
     _aten.conv2d.default: conv(2),
+    **dict.fromkeys((torch.addcmul, _aten.addcmul.default), addcmul),
     **dict.fromkeys((torch.matmul, torch.bmm, torch.mm, operator.matmul), matmul),
     **dict.fromkeys((_aten.matmul.default, _aten.bmm.default, _aten.mm.default), matmul),
     torch.einsum: einsum,
@@ -346,4 +357,5 @@ METHODS: dict[str, Row] = {
     **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), matmul),
     "baddbmm": matmul_add(torch.baddbmm),
     "addmm": matmul_add(torch.addmm),
+    "addcmul": addcmul,
 }

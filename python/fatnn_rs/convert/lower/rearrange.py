@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ __all__ = ["FUNCTIONS", "METHODS"]
 
 def batch_source(ctx: Lowering, value: Any) -> fx.Node | None:
     """Return the tensor whose batch size an argument reads, or None."""
+    if isinstance(value, _First):
+        return value.source
     if not isinstance(value, fx.Node):
         return None
     args: tuple[Any, ...] = value.args
@@ -39,9 +42,52 @@ def batch_source(ctx: Lowering, value: Any) -> fx.Node | None:
 
 def _number(ctx: Lowering, value: Any) -> int | None:
     """Return an integer; a computed one has the example's value. None for anything else."""
+    if isinstance(value, _First):
+        return value.size
     if isinstance(value, fx.Node):
         value = ctx.seen(value).value
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first size of a tensor, as part of a shape that forward reads as a whole."""
+
+    source: fx.Node
+    size: int
+
+
+def _shape_entries(ctx: Lowering, value: Any) -> list[Any] | None:
+    """Return the sizes of a computed shape: parts of shapes of tensors, joined; None if unknown."""
+    if isinstance(value, (tuple, list)):
+        return list(value)
+    if not isinstance(value, fx.Node):
+        return None
+    args: tuple[Any, ...] = value.args
+    if value.target is operator.add and len(args) == 2:
+        a, b = (_shape_entries(ctx, arg) for arg in args)
+        return None if a is None or b is None else a + b
+    if value.target is operator.getitem and isinstance(args[1], slice):
+        whole = _shape_entries(ctx, args[0])
+        ends = (args[1].start, args[1].stop, args[1].step)
+        plain = all(end is None or isinstance(end, int) for end in ends)
+        return whole[args[1]] if whole is not None and plain else None
+    shape = value.target == "size" and len(args) == 1 and not value.kwargs
+    if not (shape or (value.target is getattr and args[1:] == ("shape",))):
+        return None
+    source, name = args[0], ctx.plain(args[0])
+    if name is None or not ctx.shape(source):
+        return None
+    first, *rest = ctx.shape(source)
+    if rest:
+        ctx.fixed_size_values.append(name)
+    return [_First(source, first), *rest]
+
+
+def _computed_sizes(ctx: Lowering, shape: tuple[Any, ...]) -> list[Any]:
+    """Return the sizes that a call names one by one or as a shape."""
+    entries = _shape_entries(ctx, shape[0]) if len(shape) == 1 else None
+    return list(shape) if entries is None else entries
 
 
 def _sizes(shape: tuple[Any, ...]) -> list[Any]:
@@ -53,7 +99,7 @@ def _sizes(shape: tuple[Any, ...]) -> list[Any]:
 def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
     """``view`` and ``reshape`` to sizes that are numbers, -1, or computed."""
     name, source = ctx.plain(input), ctx.shape(input)
-    sizes = _sizes(shape)
+    sizes = _computed_sizes(ctx, shape)
     if name is None or not sizes or any(_number(ctx, size) is None for size in sizes):
         return None
     literal = [size if isinstance(size, int) else None for size in sizes]
@@ -94,7 +140,7 @@ def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
 def view(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
     """Flatten for ``x.view(x.size(0), -1)`` and its variants; otherwise :func:`reshape`."""
     name, source = ctx.plain(input), ctx.shape(input)
-    size = _sizes(shape)
+    size = _computed_sizes(ctx, shape)
     if name is None or len(size) != 2 or len(source) < 2:
         return reshape(ctx, input, *shape)
     features = math.prod(source[1:])
@@ -109,13 +155,16 @@ def view(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
 
 
 def view_as(ctx: Lowering, input: Any, other: Any) -> Ref | None:
-    """``x.view_as(y)`` if only leading dimensions differ."""
+    """``x.view_as(y)``; unless only leading dimensions differ, sizes are the example's."""
     name, like = ctx.plain(input), ctx.plain(other)
     source, wanted = ctx.shape(input), ctx.shape(other)
     if name is None or source == wanted:
         return None if name is None else Ref(name)
-    if like is None or not source or not wanted or source[-1] != wanted[-1] or 0 in source:
+    if like is None or not source or not wanted or 0 in source:
         return None
+    if source[-1] != wanted[-1]:
+        ctx.fixed_size_values += [name, like]
+        return ctx.emit("reshape", [name], {"shape": [-1, *wanted[1:]]})
     return ctx.emit("reshape_like", [name, like])
 
 
@@ -199,7 +248,7 @@ def unsqueeze(ctx: Lowering, input: Any, dim: Any) -> Ref | None:
 
 def expand(ctx: Lowering, input: Any, *sizes: Any) -> Ref | None:
     """Repeat dimensions of size 1."""
-    name, source, wanted = ctx.plain(input), ctx.shape(input), _sizes(sizes)
+    name, source, wanted = ctx.plain(input), ctx.shape(input), _computed_sizes(ctx, sizes)
     if name is None or any(_number(ctx, size) is None for size in wanted):
         return None
     inputs, entries = [name], []
@@ -219,6 +268,19 @@ def expand(ctx: Lowering, input: Any, *sizes: Any) -> Ref | None:
     if all(size == -1 for size in entries) and len(entries) == len(source):
         return Ref(name)
     return ctx.emit("expand", inputs, {"shape": entries})
+
+
+def repeat(ctx: Lowering, input: Any, *sizes: Any) -> Ref | None:
+    """``x.repeat(batch, 1, ...)`` of one sample; other repetitions are compositions."""
+    counts, shape = _sizes(sizes), ctx.shape(input)
+    name = ctx.plain(input)
+    like = batch_source(ctx, counts[0]) if counts else None
+    other = ctx.plain(like) if like is not None else None
+    if name is None or other is None or len(counts) != len(shape) or shape[0] != 1:
+        return None
+    if any(size != 1 for size in counts[1:]):
+        return None
+    return ctx.emit("expand", [name, other], {"shape": [-2] + [-1] * (len(shape) - 1)})
 
 
 def attribute(ctx: Lowering, input: Any, name: Any) -> Ref | None:
@@ -254,6 +316,7 @@ FUNCTIONS: dict[Any, Row] = {
     _aten.squeeze.dim: squeeze,
     _aten.unsqueeze.default: unsqueeze,
     _aten.expand.default: expand,
+    _aten.repeat.default: repeat,
 }
 
 
@@ -273,4 +336,5 @@ METHODS: dict[str, Row] = {
     "squeeze": squeeze,
     "unsqueeze": unsqueeze,
     "expand": expand,
+    "repeat": repeat,
 }

@@ -91,6 +91,76 @@ def _aten_softmax(op: str) -> Row:
     return row
 
 
+def norm(
+    ctx: Lowering,
+    input: Any,
+    p: Any = 2,
+    dim: Any = None,
+    keepdim: Any = False,
+    dtype: Any = None,
+    out: Any = None,
+) -> Ref | None:
+    """Lower a norm of vectors, with p of 1 or 2."""
+    p = 2 if p in (None, "fro") else p
+    name, dims = ctx.value(input), _dims(dim)
+    if name is None or dims is None or not isinstance(keepdim, bool):
+        return None
+    if dtype is not None or out is not None:
+        return None
+    if p not in (1, 2) or not ctx.shape(input):
+        return None
+    attrs = {"dims": dims, "keepdim": keepdim, "p": int(p), "layout": ctx.seen(input).layout}
+    return ctx.emit("norm", [name], attrs)
+
+
+def linalg_norm(ctx: Lowering, input: Any, ord: Any = None, dim: Any = None, **how: Any) -> Any:
+    """``torch.linalg.norm`` of vectors: along one dimension, or of all elements."""
+    if isinstance(dim, (tuple, list)) and len(dim) == 1:
+        dim = dim[0]
+    of_vectors = isinstance(dim, int) or (dim is None and ord is None)
+    return norm(ctx, input, ord, dim, **how) if of_vectors else None
+
+
+def vector_norm(
+    ctx: Lowering, x: Any, ord: Any = 2, dim: Any = None, keepdim: Any = False, **how: Any
+) -> Ref | None:
+    """``torch.linalg.vector_norm``, whose second parameter has another name."""
+    return norm(ctx, x, ord, dim, keepdim, **how)
+
+
+def variance(op: str) -> Row:
+    """Lower a variance or standard deviation."""
+
+    def row(
+        ctx: Lowering,
+        input: Any,
+        dim: Any = None,
+        unbiased: Any = True,
+        keepdim: Any = False,
+        *,
+        correction: Any = None,
+    ) -> Ref | None:
+        if isinstance(dim, bool):  # the overload without dimensions
+            dim, unbiased = None, dim
+        name, dims = ctx.value(input), _dims(dim)
+        correction = int(unbiased) if correction is None else correction
+        if name is None or dims is None or not isinstance(keepdim, bool):
+            return None
+        if not ctx.shape(input) or correction != int(correction):
+            return None
+        attrs: dict[str, Any] = {"dims": dims, "keepdim": keepdim, "correction": int(correction)}
+        return ctx.emit(op, [name], attrs | {"layout": ctx.seen(input).layout})
+
+    return row
+
+
+def _dims(dim: Any) -> list[int] | None:
+    dims = [] if dim is None else [dim] if isinstance(dim, int) else dim
+    if not isinstance(dims, (tuple, list)) or not all(type(d) is int for d in dims):
+        return None
+    return list(dims)
+
+
 _aten = torch.ops.aten
 
 
@@ -98,6 +168,9 @@ _aten = torch.ops.aten
 _BY_NAME: tuple[tuple[str, Row, tuple[Any, ...]], ...] = (
     ("mean", reduction("mean"), (torch.mean, _aten.mean.dim, _aten.mean.default)),
     ("sum", reduction("sum"), (torch.sum, _aten.sum.dim_IntList, _aten.sum.default)),
+    ("norm", norm, (torch.norm,)),
+    ("var", variance("var"), (torch.var, _aten.var.dim, _aten.var.correction)),
+    ("std", variance("std"), (torch.std, _aten.std.dim, _aten.std.correction)),
     ("amax", reduction("amax"), (torch.amax, _aten.amax.default)),
     ("amin", reduction("amin"), (torch.amin, _aten.amin.default)),
     ("max", extreme("amax"), (torch.max, _aten.max.dim)),
@@ -112,6 +185,11 @@ FUNCTIONS: dict[Any, Row] = {
     functional.softmax: softmax("softmax"),
     functional.log_softmax: softmax("log_softmax"),
     **{call: row for _, row, calls in _BY_NAME for call in calls},
+    torch.linalg.norm: linalg_norm,
+    **dict.fromkeys(
+        (torch.linalg.vector_norm, _aten.linalg_vector_norm.default, _aten.norm.ScalarOpt_dim),
+        vector_norm,
+    ),
 }
 
 

@@ -33,6 +33,7 @@ from fatnn_rs.convert.lower.input_limits import (
 )
 from fatnn_rs.convert.lower.lowering import Lowering, Row, attribute_of, fx_nodes
 from fatnn_rs.convert.lower.modules import module_row
+from fatnn_rs.convert.lower.reasons import reason
 from fatnn_rs.convert.lower.strides import keep_strides
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
@@ -84,6 +85,7 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
         rule, note = "dtype", "its input is not a float32 batch"
     elif row is not None:
         rule, note = declined(ctx.seen(node).dtype for node in fx_nodes((args, kwargs)))
+    note = reason(type(module).__name__, vars(module)) or note
     call = clean_copy(module)
     return ctx.torch_node(call, args, kwargs, type(module).__name__, note, rule)
 
@@ -174,6 +176,7 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
         return made
     reads = (ctx.seen(read).dtype for read in node.all_input_nodes)
     rule, note = ("unknown", "") if row is None else declined(reads)
+    note = reason(target_name(node), node.kwargs) or note
     return ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, target_name(node), note, rule)
 
 

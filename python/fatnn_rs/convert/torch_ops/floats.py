@@ -197,6 +197,25 @@ def _reduce(function: Function) -> Callable[[Node, Tensors], Function]:
     return bind
 
 
+def _norm(node: Node, tensors: Tensors) -> Function:
+    p, dims, keepdim = (node.attrs[name] for name in ("p", "dims", "keepdim"))
+    return lambda x: torch.linalg.vector_norm(x, p, dims or None, keepdim)
+
+
+def _variance(function: Function) -> Callable[[Node, Tensors], Function]:
+    def bind(node: Node, tensors: Tensors) -> Function:
+        dims, keepdim = node.attrs["dims"] or None, node.attrs["keepdim"]
+        correction = node.attrs["correction"]
+        return lambda x: function(x, dims, correction=correction, keepdim=keepdim)
+
+    return bind
+
+
+def _addcmul(node: Node, tensors: Tensors) -> Function:
+    value = node.attrs["value"]
+    return lambda x, a, b: torch.addcmul(x, a, b, value=value)
+
+
 def _normalize(function: Function) -> Callable[[Node, Tensors], Function]:
     def bind(node: Node, tensors: Tensors) -> Function:
         dims, eps = node.attrs["dims"], node.attrs["eps"]
@@ -331,6 +350,10 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "adaptive_avg_pool2d": FloatOp(_adaptive(functional.adaptive_avg_pool2d)),
     "mean": FloatOp(_reduce(torch.mean)),
     "sum": FloatOp(_reduce(torch.sum)),
+    "norm": FloatOp(_norm),
+    "var": FloatOp(_variance(torch.var)),
+    "std": FloatOp(_variance(torch.std)),
+    "addcmul": FloatOp(_addcmul),
     "amax": FloatOp(_reduce(torch.amax)),
     "amin": FloatOp(_reduce(torch.amin)),
     "layer_norm": FloatOp(_normalize(functional.layer_norm)),

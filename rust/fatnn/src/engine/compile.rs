@@ -310,6 +310,7 @@ impl<'a> Compiler<'a> {
             | Op::Logical(_)
             | Op::LogicalNot
             | Op::Where
+            | Op::Addcmul { .. }
             | Op::Cast { .. }
             | Op::Cumsum { .. } => integers::operation(view, &types, self.types[fused.node])?,
             Op::Quantize { .. } if let Some(source) = &fused.source => {

@@ -82,7 +82,7 @@ fn keeps_batch_first(node: &Node, read: &[(FirstDim, &Node)]) -> bool {
         }
         Op::Linear | Op::LinearInt8 => rank > 1,
         Op::Cumsum { dim } => not_first(*dim),
-        Op::Binary(_) | Op::Compare(_) | Op::Logical(_) | Op::Where => {
+        Op::Binary(_) | Op::Compare(_) | Op::Logical(_) | Op::Where | Op::Addcmul { .. } => {
             read.iter().all(aligned_with_batch)
         }
         _ => read.iter().all(|(first, _)| *first == FirstDim::Batch),

@@ -128,6 +128,18 @@ pub enum Reduction {
     Max,
     /// Smallest element; NaN if any element is NaN.
     Min,
+    /// Sum of the elements' magnitudes.
+    Norm1,
+    /// Square root of the sum of their squares.
+    Norm2,
+    /// Sum of the squared distances to the mean, divided by the number of elements less
+    /// `correction`.
+    Variance {
+        /// What is subtracted from the number of elements.
+        correction: i64,
+        /// Whether the result is the square root: the standard deviation.
+        root: bool,
+    },
 }
 
 /// The elements that share one mean and variance.
@@ -349,6 +361,11 @@ pub enum Op {
     LogicalNot,
     /// Takes an element of the second input if the mask is true, otherwise of the third.
     Where,
+    /// `a + value * b * c`, with broadcasting.
+    Addcmul {
+        /// The factor.
+        value: f32,
+    },
     /// Converts elements to another type.
     Cast {
         /// `float32`, `int32`, `int64` or `bool`.

@@ -129,11 +129,11 @@ pub(super) fn cast(view: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType
     }
 }
 
-/// Integers to integers of the same type, as in `cumsum`.
-pub(super) fn integers(_: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
+/// Numbers to numbers of the same type, as in `cumsum`.
+pub(super) fn numbers(_: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
     match inputs {
-        [kind] if kind.is_integer() => Ok(*kind),
-        _ => Err(format!("expected int32 or int64, got {}", type_names(inputs))),
+        [kind] if kind.is_integer() || *kind == ValueType::F32 => Ok(*kind),
+        _ => Err(format!("expected float32, int32 or int64, got {}", type_names(inputs))),
     }
 }
 

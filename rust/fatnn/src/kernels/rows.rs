@@ -13,15 +13,40 @@ const LANES: usize = 16;
 /// The operation that a reduction folds with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fold {
-    Sum,
+    Sum(Term),
     Max,
     Min,
 }
 
+/// What a sum adds of every element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Term {
+    Element,
+    Magnitude,
+    Square,
+    /// The square of the distance to the mean, which another pass computes first.
+    SquaredDistance,
+}
+
+/// The sum of elements.
+const ELEMENTS: Fold = Fold::Sum(Term::Element);
+
 impl Fold {
+    /// What is joined of an element.
+    #[inline(always)]
+    fn value(self, x: f32, mean: f64) -> f64 {
+        let x = f64::from(x);
+        match self {
+            Fold::Sum(Term::Magnitude) => x.abs(),
+            Fold::Sum(Term::Square) => x * x,
+            Fold::Sum(Term::SquaredDistance) => (x - mean) * (x - mean),
+            _ => x,
+        }
+    }
+
     fn start(self) -> f64 {
         match self {
-            Fold::Sum => 0.0,
+            Fold::Sum(_) => 0.0,
             Fold::Max => f64::NEG_INFINITY,
             Fold::Min => f64::INFINITY,
         }
@@ -31,7 +56,7 @@ impl Fold {
     #[inline(always)]
     fn join(self, a: f64, b: f64) -> f64 {
         match self {
-            Fold::Sum => a + b,
+            Fold::Sum(_) => a + b,
             Fold::Max if a >= b || a.is_nan() => a,
             Fold::Min if a <= b || a.is_nan() => a,
             _ => b,
@@ -102,6 +127,8 @@ pub(crate) struct Reduce<'a> {
     pub fold: Fold,
     /// Divides a sum, to make a mean.
     pub divisor: f64,
+    /// Whether the result is the square root.
+    pub root: bool,
 }
 
 impl VectorLoop for Reduce<'_> {
@@ -110,7 +137,10 @@ impl VectorLoop for Reduce<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         match self.fold {
-            Fold::Sum => self.reduce(Fold::Sum),
+            Fold::Sum(Term::Element) => self.reduce(ELEMENTS),
+            Fold::Sum(Term::Magnitude) => self.reduce(Fold::Sum(Term::Magnitude)),
+            Fold::Sum(Term::Square) => self.reduce(Fold::Sum(Term::Square)),
+            Fold::Sum(Term::SquaredDistance) => self.reduce(Fold::Sum(Term::SquaredDistance)),
             Fold::Max => self.reduce(Fold::Max),
             Fold::Min => self.reduce(Fold::Min),
         }
@@ -140,47 +170,86 @@ impl Reduce<'_> {
     /// Reduces up to [`LANES`] results together. Their elements are contiguous, as are the results.
     #[inline(always)]
     fn columns(self, fold: Fold, size: usize) {
-        let mut done = 0;
+        let (mut done, count) = (0, self.count());
+        let finish = finish(self.divisor, self.root);
         while done < self.out.len() {
             let result = self.first + done;
             let width = LANES.min(size - result % size).min(self.out.len() - done);
             let base = self.base(result);
-            let mut lanes = [fold.start(); LANES];
-            for_each_offset(self.reduced, |at| {
-                let x = &self.x[base + at..][..width];
-                match <&[f32; LANES]>::try_from(x) {
-                    Ok(x) => {
-                        (0..LANES).for_each(|i| lanes[i] = fold.join(lanes[i], f64::from(x[i])))
-                    }
-                    Err(_) => lanes
-                        .iter_mut()
-                        .zip(x)
-                        .for_each(|(lane, &v)| *lane = fold.join(*lane, f64::from(v))),
-                }
-            });
+            let mut means = [0.0; LANES];
+            if fold == Fold::Sum(Term::SquaredDistance) {
+                means = self.fold_columns(ELEMENTS, base, width, [0.0; LANES]);
+                means.iter_mut().for_each(|mean| *mean /= count);
+            }
+            let lanes = self.fold_columns(fold, base, width, means);
             for (y, lane) in self.out[done..done + width].iter_mut().zip(lanes) {
-                *y = (lane / self.divisor) as f32;
+                *y = finish(lane);
             }
             done += width;
         }
     }
 
+    /// Folds `width` neighbouring results.
+    #[inline(always)]
+    fn fold_columns(
+        &self,
+        fold: Fold,
+        base: usize,
+        width: usize,
+        means: [f64; LANES],
+    ) -> [f64; LANES] {
+        let mut lanes = [fold.start(); LANES];
+        for_each_offset(self.reduced, |at| {
+            let x = &self.x[base + at..][..width];
+            match <&[f32; LANES]>::try_from(x) {
+                Ok(x) => (0..LANES)
+                    .for_each(|i| lanes[i] = fold.join(lanes[i], fold.value(x[i], means[i]))),
+                Err(_) => (0..width)
+                    .for_each(|i| lanes[i] = fold.join(lanes[i], fold.value(x[i], means[i]))),
+            }
+        });
+        lanes
+    }
+
     #[inline(always)]
     fn rows(self, fold: Fold) {
+        let (count, finish) = (self.count(), finish(self.divisor, self.root));
         for i in 0..self.out.len() {
             let base = self.base(self.first + i);
-            let mut all = fold.start();
-            match self.reduced.split_last() {
-                Some((&(size, 1), outer)) => for_each_offset(outer, |at| {
-                    all = fold.join(all, fold_row(&self.x[base + at..][..size], fold, f64::from));
-                }),
-                _ => for_each_offset(self.reduced, |at| {
-                    all = fold.join(all, f64::from(self.x[base + at]))
-                }),
+            let mut mean = 0.0;
+            if fold == Fold::Sum(Term::SquaredDistance) {
+                mean = self.fold_elements(ELEMENTS, base, 0.0) / count;
             }
-            self.out[i] = (all / self.divisor) as f32;
+            self.out[i] = finish(self.fold_elements(fold, base, mean));
         }
     }
+
+    /// Folds one result.
+    #[inline(always)]
+    fn fold_elements(&self, fold: Fold, base: usize, mean: f64) -> f64 {
+        let mut all = fold.start();
+        match self.reduced.split_last() {
+            Some((&(size, 1), outer)) => for_each_offset(outer, |at| {
+                let row = &self.x[base + at..][..size];
+                all = fold.join(all, fold_row(row, fold, |v| fold.value(v, mean)));
+            }),
+            _ => for_each_offset(self.reduced, |at| {
+                all = fold.join(all, fold.value(self.x[base + at], mean))
+            }),
+        }
+        all
+    }
+
+    /// The number of elements of every result.
+    fn count(&self) -> f64 {
+        self.reduced.iter().map(|dim| dim.0).product::<usize>() as f64
+    }
+}
+
+/// Divides a sum, takes the root if asked, and rounds once.
+#[inline(always)]
+fn finish(divisor: f64, root: bool) -> impl Fn(f64) -> f32 {
+    move |sum| if root { (sum / divisor).sqrt() as f32 } else { (sum / divisor) as f32 }
 }
 
 /// Normalises one row: `(x - mean) / √(variance + eps)`, then `* weight + bias`.
@@ -204,9 +273,9 @@ impl VectorLoop for NormalizeRow<'_> {
     fn run<S: Simd>(self, _: S) {
         let NormalizeRow { x, out, centered, eps, weight, bias, run } = self;
         let count = x.len() as f64;
-        let mean = if centered { fold_row(x, Fold::Sum, f64::from) / count } else { 0.0 };
+        let mean = if centered { fold_row(x, ELEMENTS, f64::from) / count } else { 0.0 };
         let square = |v: f32| (f64::from(v) - mean) * (f64::from(v) - mean);
-        let inverse = (1.0 / (fold_row(x, Fold::Sum, square) / count + eps).sqrt()) as f32;
+        let inverse = (1.0 / (fold_row(x, ELEMENTS, square) / count + eps).sqrt()) as f32;
         let mean = mean as f32;
         for (y, &v) in out.iter_mut().zip(x) {
             *y = (v - mean) * inverse;
@@ -256,13 +325,13 @@ impl VectorLoop for Softmax<'_> {
 fn softmax_row(row: &mut [f32], log: bool) {
     let max = fold_row(row, Fold::Max, f64::from) as f32;
     if log {
-        let sum = fold_row(row, Fold::Sum, |v| f64::from(scalar::exp(v - max)));
+        let sum = fold_row(row, ELEMENTS, |v| f64::from(scalar::exp(v - max)));
         let ln = scalar::ln(sum);
         row.iter_mut().for_each(|v| *v = (f64::from(*v - max) - ln) as f32);
         return;
     }
     row.iter_mut().for_each(|v| *v = scalar::exp(*v - max));
-    let inverse = 1.0 / fold_row(row, Fold::Sum, f64::from);
+    let inverse = 1.0 / fold_row(row, ELEMENTS, f64::from);
     row.iter_mut().for_each(|v| *v = (f64::from(*v) * inverse) as f32);
 }
 

@@ -1,5 +1,5 @@
 //! Elementwise operations on integers and masks (comparisons, logic, `where`, casts, integer
-//! arithmetic), and cumulative sums of integers.
+//! arithmetic), `addcmul` of floats, and cumulative sums.
 //!
 //! Integers are int64 in memory. Results of type int32 wrap as int32 does.
 
@@ -29,6 +29,7 @@ pub(crate) fn operation(
         Op::Logical(logical) => Function::Logical(logical),
         Op::LogicalNot => Function::Not,
         Op::Where => Function::Where,
+        Op::Addcmul { value } => Function::Addcmul(value),
         Op::Binary(kind) => Function::Integers(kind, is_i32),
         Op::Cast { to } => Function::Cast(to),
         Op::Cumsum { dim } => return Ok(Box::new(Cumsum { dim, is_i32 })),
@@ -44,6 +45,8 @@ enum Function {
     Logical(Logical),
     Not,
     Where,
+    /// `a + value * b * c` of floats.
+    Addcmul(f32),
     /// Integer arithmetic; `true` if the result is int32.
     Integers(Binary, bool),
     Cast(ValueType),
@@ -74,7 +77,10 @@ impl Operation for IntegerOp {
             let got = format!("{shapes:?}");
             return bad_value("a function of masks", "values whose shapes fit each other", got);
         };
-        let output = Value::row_major(&shape)?.of(self.element);
+        let last =
+            inputs.iter().any(|x| x.shape().len() == rank && x.order() == Order::ChannelsLast);
+        let order = if last { Order::ChannelsLast } else { Order::RowMajor };
+        let output = Value::ordered(&shape, order)?.of(self.element);
         Ok((output, Cost::of(&output.dims, 1)))
     }
 
@@ -94,7 +100,16 @@ impl Operation for IntegerOp {
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        (vec![Order::RowMajor; inputs.len()], Order::RowMajor) // small: an order each
+        if !matches!(self.function, Function::Addcmul(_)) {
+            return (vec![Order::RowMajor; inputs.len()], Order::RowMajor); // small: an order each
+        }
+        // Images keep their order; inputs of lower rank are read by strides in the order they have.
+        let rank = inputs.iter().map(|input| input.rank).max().unwrap_or(0);
+        let last = inputs.iter().any(|x| x.rank == rank && x.order == Order::ChannelsLast);
+        let order = if last { Order::ChannelsLast } else { Order::RowMajor };
+        let wanted =
+            inputs.iter().map(|input| if input.rank == rank { order } else { input.order });
+        (wanted.collect(), order)
     }
 }
 
@@ -206,6 +221,14 @@ impl ExecutableOp for IntegerStep {
                 SliceMut::Mask(out) => self.select(mask.mask(), (a.mask(), b.mask()), out),
                 out => self.select(mask.mask(), (a.floats(), b.floats()), out.floats()),
             },
+            (Function::Addcmul(value), [a, b, c]) => {
+                let (a, b, c) = (a.floats(), b.floats(), c.floats());
+                // The product of two float32 is exact in float64, so the bits are equal everywhere.
+                self.fill(out.floats(), |at| {
+                    let scaled = f64::from(b[at[1]] * value);
+                    (f64::from(a[at[0]]) + scaled * f64::from(c[at[2]])) as f32
+                })
+            }
             (Function::Integers(kind, is_i32), [a, b]) => {
                 let (a, b, out) = (a.integers(), b.integers(), out.integers());
                 self.fill(out, |at| {
@@ -225,7 +248,7 @@ impl ExecutableOp for IntegerStep {
     }
 }
 
-/// Cumulative sums of integers along a dimension.
+/// Cumulative sums along a dimension.
 #[derive(Debug)]
 struct Cumsum {
     dim: i64,
@@ -263,8 +286,12 @@ struct CumsumStep {
 
 impl ExecutableOp for CumsumStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (x, out, step) = (inputs[0].integers(), out.integers(), self.step);
+        let step = self.step;
         let block = (self.size * step).max(1);
+        let (x, out) = match (inputs[0], out) {
+            (Slice::Float(x), SliceMut::Float(out)) => return float_sums(x, out, block, step),
+            (x, out) => (x.integers(), out.integers()),
+        };
         for (x, out) in x.chunks(block).zip(out.chunks_mut(block)) {
             for (i, &x) in x.iter().enumerate() {
                 let before = i.checked_sub(step).map_or(0, |i| out[i]);
@@ -273,4 +300,19 @@ impl ExecutableOp for CumsumStep {
         }
         Ok(())
     }
+}
+
+/// Sums floats one after another in float64, as PyTorch does.
+fn float_sums(x: &[f32], out: &mut [f32], block: usize, step: usize) -> Result<()> {
+    for (x, out) in x.chunks(block).zip(out.chunks_mut(block)) {
+        for lane in 0..step.min(x.len()) {
+            let mut sum = 0.0;
+            let elements = x[lane..].iter().step_by(step.max(1));
+            for (y, &x) in out[lane..].iter_mut().step_by(step.max(1)).zip(elements) {
+                sum += f64::from(x);
+                *y = sum as f32;
+            }
+        }
+    }
+    Ok(())
 }

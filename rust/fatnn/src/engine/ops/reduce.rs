@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value};
 use crate::graph::op::Reduction;
-use crate::kernels::rows::{self, Dim, Fold, run};
+use crate::kernels::rows::{self, Dim, Fold, Term, run};
 use crate::memory;
 use crate::parallel;
 
@@ -69,13 +69,19 @@ impl Operation for Reduce {
         };
         let (kept, reduced) = (dims(false), dims(true));
         let count: usize = reduced.iter().map(|dim| dim.0).product();
-        let (fold, divisor) = match self.kind {
-            Reduction::Mean => (Fold::Sum, count as f64),
-            Reduction::Sum => (Fold::Sum, 1.0),
-            Reduction::Max => (Fold::Max, 1.0),
-            Reduction::Min => (Fold::Min, 1.0),
+        let (fold, divisor, root) = match self.kind {
+            Reduction::Mean => (Fold::Sum(Term::Element), count as f64, false),
+            Reduction::Sum => (Fold::Sum(Term::Element), 1.0, false),
+            Reduction::Max => (Fold::Max, 1.0, false),
+            Reduction::Min => (Fold::Min, 1.0, false),
+            Reduction::Norm1 => (Fold::Sum(Term::Magnitude), 1.0, false),
+            Reduction::Norm2 => (Fold::Sum(Term::Square), 1.0, true),
+            Reduction::Variance { correction, root } => {
+                let divisor = (count as f64 - correction as f64).max(0.0);
+                (Fold::Sum(Term::SquaredDistance), divisor, root)
+            }
         };
-        Ok((output, Box::new(ReduceStep { kept, reduced, fold, divisor, count })))
+        Ok((output, Box::new(ReduceStep { kept, reduced, fold, divisor, root, count })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -95,6 +101,7 @@ struct ReduceStep {
     reduced: Vec<Dim>,
     fold: Fold,
     divisor: f64,
+    root: bool,
     count: usize,
 }
 
@@ -103,8 +110,8 @@ impl ExecutableOp for ReduceStep {
         let (x, out) = (inputs[0].floats(), out.floats());
         let cost = out.len().saturating_mul(self.count.max(1)).saturating_mul(4);
         parallel::try_for_each_rows(out, 1, 64, cost, |first, out| {
-            let ReduceStep { kept, reduced, fold, divisor, .. } = self;
-            run(rows::Reduce { x, out, first, kept, reduced, fold: *fold, divisor: *divisor })
+            let &ReduceStep { ref kept, ref reduced, fold, divisor, root, .. } = self;
+            run(rows::Reduce { x, out, first, kept, reduced, fold, divisor, root })
         })
     }
 }

@@ -59,7 +59,7 @@ pub(super) const MASKS: &[OpInfo] = &[
         name: "cumsum",
         attrs: &[always("dim", Int)],
         build: |a| Ok(Op::Cumsum { dim: a.integer("dim")? }),
-        types: types::integers,
+        types: types::numbers,
         shape: shapes::cumsum,
         ..PLAIN
     },

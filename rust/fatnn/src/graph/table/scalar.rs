@@ -69,6 +69,8 @@ pub(super) const SCALARS: &[OpInfo] = &[
     OpInfo { name: "log2", build: |_| Ok(Op::Scalar(Scalar::Log2)), ..APPROXIMATE },
     OpInfo { name: "log10", build: |_| Ok(Op::Scalar(Scalar::Log10)), ..APPROXIMATE },
     OpInfo { name: "erf", build: |_| Ok(Op::Scalar(Scalar::Erf)), ..APPROXIMATE },
+    OpInfo { name: "sin", build: |_| Ok(Op::Scalar(Scalar::Sin)), ..APPROXIMATE },
+    OpInfo { name: "cos", build: |_| Ok(Op::Scalar(Scalar::Cos)), ..APPROXIMATE },
     OpInfo { name: "selu", build: |_| Ok(Op::Scalar(Scalar::Selu)), ..APPROXIMATE },
     OpInfo { name: "log_sigmoid", build: |_| Ok(Op::Scalar(Scalar::LogSigmoid)), ..APPROXIMATE },
     OpInfo {

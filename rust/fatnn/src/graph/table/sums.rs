@@ -8,6 +8,8 @@ use crate::graph::ops::{Exactness, OpInfo, Role};
 use crate::graph::{BuildError, shapes, support};
 
 const OVER: &[Attr] = &[always("dims", Ints), always("keepdim", Bool)];
+const VARIANCE: &[Attr] =
+    &[always("dims", Ints), always("keepdim", Bool), always("correction", Int), LAYOUT];
 const AFFINE: &[Role] = &[role("weight", F32, false), role("bias", F32, false)];
 
 const REDUCE: OpInfo =
@@ -46,6 +48,43 @@ pub(super) const SUMS: &[OpInfo] = &[
         build: |a| reduce(a, Reduction::Min),
         exactness: Exactness::Exact,
         ..REDUCE
+    },
+    OpInfo {
+        name: "norm",
+        attrs: &[always("dims", Ints), always("keepdim", Bool), always("p", Int), LAYOUT],
+        build: |a| match a.integer("p")? {
+            1 => reduce(a, Reduction::Norm1),
+            2 => reduce(a, Reduction::Norm2),
+            p => Err(format!("attribute \"p\" must be 1 or 2, got {p}").into()),
+        },
+        ..REDUCE
+    },
+    OpInfo {
+        name: "var",
+        attrs: VARIANCE,
+        build: |a| {
+            let correction = a.integer("correction")?;
+            reduce(a, Reduction::Variance { correction, root: false })
+        },
+        ..REDUCE
+    },
+    OpInfo {
+        name: "std",
+        attrs: VARIANCE,
+        build: |a| {
+            let correction = a.integer("correction")?;
+            reduce(a, Reduction::Variance { correction, root: true })
+        },
+        ..REDUCE
+    },
+    OpInfo {
+        name: "addcmul",
+        inputs: (3, Some(3)),
+        attrs: &[always("value", Float), LAYOUT],
+        build: |a| Ok(Op::Addcmul { value: a.float("value")? }),
+        shape: shapes::broadcast_all,
+        support: Some(support::any),
+        ..SUM
     },
     OpInfo {
         name: "layer_norm",
