@@ -281,8 +281,8 @@ def test_residual_additions_run_in_segments(case: tuple[nn.Module, Tensor]) -> N
     assert all(node.name in inside for node in adds)
 
 
-class CumsumBetweenLayers(nn.Module):
-    """A cumulative sum, which the engine does not have, between ternary layers."""
+class CumprodBetweenLayers(nn.Module):
+    """A cumulative product, which the engine does not have, between ternary layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,14 +292,14 @@ class CumsumBetweenLayers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.bn(self.a(x)))
         y = self.c(self.b(x))
-        out: Tensor = torch.flatten(x.cumsum(1), 0, 1) + torch.flatten(y.mean((1, 2)), 0).sum()
+        out: Tensor = torch.flatten(x.cumprod(1), 0, 1) + torch.flatten(y.mean((1, 2)), 0).sum()
         return out
 
 
 @pytest.mark.parametrize("float_layers", ["torch", "rust"])
 def test_unsupported_operation_ends_the_segment(float_layers: str) -> None:
     x = torch.randn(2, 3, 6, 6)
-    model = CumsumBetweenLayers()
+    model = CumprodBetweenLayers()
     fatnn.prepare(model, fatnn.TernaryConfig(first="ternary", last="ternary"), example_inputs=x)
     net = fatnn.convert(model.eval(), x, float_layers=float_layers)
     inside = {node.name for segment in net.segments for node in segment.nodes}

@@ -148,7 +148,7 @@ class Cut(nn.Module):
         x = self.layers[0](x).relu()
         for layer, norm in zip(self.layers[1:4], self.norms, strict=True):
             x = functional.gelu(norm(layer(x)))
-        result: Tensor = self.layers[4](x.cumsum(1))
+        result: Tensor = self.layers[4](x.cumprod(1))
         return result
 
 
@@ -159,13 +159,13 @@ def test_what_cuts_a_network_is_counted_by_gap() -> None:
     report = fatnn.convert(model, x).report
     # Layers 0 and 1 run together; after each of the three norms a segment begins.
     assert report.segments == 4
-    assert report.cuts == {"layer_norm": 3, "gelu": 3, "Tensor.cumsum": 1}
+    assert report.cuts == {"layer_norm": 3, "gelu": 3, "Tensor.cumprod": 1}
     assert (
-        "4 segments run in the engine, cut by gelu (3), layer_norm (3), Tensor.cumsum (1)."
+        "4 segments run in the engine, cut by gelu (3), layer_norm (3), Tensor.cumprod (1)."
         in str(report)
     )
     whole = fatnn.convert(model, x, float_layers="rust").report
-    assert (whole.segments, whole.cuts) == (2, {"Tensor.cumsum": 1})
+    assert (whole.segments, whole.cuts) == (2, {"Tensor.cumprod": 1})
 
 
 def test_every_row_in_torch_has_a_reason() -> None:
@@ -178,7 +178,10 @@ def test_every_row_in_torch_has_a_reason() -> None:
 
         def forward(self, x: Tensor, index: Tensor) -> Tensor:
             x = self.hooked(self.hidden(self.first(x)))
-            x = functional.softmax(x, -1).cumsum(1) + torch.mean(x, 1, dtype=torch.float32)[:, None]
+            x = (
+                functional.softmax(x, -1).cumprod(1)
+                + torch.mean(x, 1, dtype=torch.float32)[:, None]
+            )
             taken = (index + 1).view(-1, 1)
             return self.last(x) + taken
 
@@ -189,7 +192,7 @@ def test_every_row_in_torch_has_a_reason() -> None:
     assert all(row.rule in RULES and row.reason for row in in_torch)
     assert all(not row.rule and not row.reason for row in report.rows if row.runs != "torch")
     rules = {row.op: row.rule for row in in_torch}
-    assert rules["torch: Tensor.cumsum"] == "argument"
+    assert rules["torch: Tensor.cumprod"] == "unknown"
     assert rules["torch: ReLU"] == "module"
     assert rules["torch: mean"] == "argument"
     assert rules["softmax"] == "transcendental"

@@ -160,8 +160,12 @@ def test_inputs_by_name():
     with torch.no_grad():
         assert torch.equal(net(**named)[0], model(**named)[0])
     assert fatnn.verify(model, net, named).codes_different == 0
+    # BERT's forward takes other keywords, too; a plain forward does not.
+    encoder = nn.Sequential(nn.Linear(4, 4))
+    config = fatnn.TernaryConfig(first="ternary", last="ternary")
+    fatnn.prepare(encoder, config, example_inputs=torch.rand(2, 4))
     with pytest.raises(fatnn.InputError, match="got 'mask'"):
-        fatnn.convert(model, {"input_ids": IDS, "mask": MASK})
+        fatnn.convert(encoder, {"input": torch.zeros(1, 4), "mask": MASK})
 
 
 def test_another_batch_and_other_masks():

@@ -158,6 +158,8 @@ def bind_call(
 
 def _check_sizes(argument: Argument, value: Any, equal: dict[str, tuple[str, int]]) -> None:
     """Check a tensor's sizes against the limits; its rank is checked later."""
+    if not argument.sizes:
+        return
     shape = getattr(value, "shape", ())
     for size in argument.sizes:
         if size.dim >= len(shape):
