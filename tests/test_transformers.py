@@ -163,7 +163,7 @@ def test_inputs_by_name():
     # BERT's forward takes other keywords, too; a plain forward does not.
     encoder = nn.Sequential(nn.Linear(4, 4))
     config = fatnn.TernaryConfig(first="ternary", last="ternary")
-    fatnn.prepare(encoder, config, example_inputs=torch.rand(2, 4))
+    fatnn.prepare(encoder.eval(), config, example_inputs=torch.rand(2, 4))
     with pytest.raises(fatnn.InputError, match="got 'mask'"):
         fatnn.convert(encoder, {"input": torch.zeros(1, 4), "mask": MASK})
 
