@@ -313,14 +313,14 @@ impl<'a> Compiler<'a> {
             | Op::Addcmul { .. }
             | Op::Cast { .. }
             | Op::Cumsum { .. } => integers::operation(view, &types, self.types[fused.node])?,
-            Op::Quantize { .. } if let Some(source) = &fused.source => {
-                self.depthwise_to_codes(fused, source)?
-            }
-            Op::Quantize { .. } => {
-                let thresholds = memory::copied("thresholds", view.floats("steps")?)?;
-                let before = self.before(fused)?;
-                Box::new(Quantize { thresholds, layout: self.layout(fused.node)?, before })
-            }
+            Op::Quantize { .. } => match &fused.source {
+                Some(source) => self.depthwise_to_codes(fused, source)?,
+                None => {
+                    let thresholds = memory::copied("thresholds", view.floats("steps")?)?;
+                    let before = self.before(fused)?;
+                    Box::new(Quantize { thresholds, layout: self.layout(fused.node)?, before })
+                }
+            },
             Op::ConvCodes { conv, .. } => {
                 let Some(Tensor::I32(_, thresholds)) = view.tensor("thresholds") else {
                     return Err("tensor \"thresholds\" must be int32".into());
