@@ -46,6 +46,24 @@ class BranchesToo(KeywordOnly):
         return y + 1 if x.shape[0] > 2 else y
 
 
+class TwoKeywords(TwoConvs):
+    def forward(self, x: Tensor, *, plus: Tensor, minus: Tensor) -> Tensor:
+        return self.both(x) + plus - minus
+
+
+def test_the_order_of_keywords_does_not_matter(tmp_path: Path) -> None:
+    plus, minus = image(4, 4, 6, 6, seed=2), image(4, 4, 6, 6, seed=3)
+    model = ready(TwoKeywords(), {"x": X, "plus": plus, "minus": minus})
+    expected = model(X, plus=plus, minus=minus)
+    for example in ({"minus": minus, "plus": plus, "x": X}, {"x": X, "plus": plus, "minus": minus}):
+        net = convert(model, example)
+        fatnn_rs.save(net, tmp_path / "net")
+        for one in (net, fatnn_rs.load(tmp_path / "net")):
+            assert torch.equal(one(X, plus=plus, minus=minus), expected)
+            assert torch.equal(one(minus=minus, x=X, plus=plus), expected)
+        assert verify(model, net, example).identical
+
+
 @pytest.mark.parametrize("kind", [KeywordOnly, AnyKeywords, BranchesToo])
 def test_a_keyword_only_tensor_is_an_input(kind: type[nn.Module], tmp_path: Path) -> None:
     example = {"x": X, "mask": MASK}

@@ -74,7 +74,8 @@ def _by_keyword(what: str, inputs: Mapping[str, Any], model: nn.Module) -> Call:
             "give it, too"
         )
     positional = tuple(inputs.get(name, parameters[name].default) for name in known[: last + 1])
-    return positional, {name: value for name, value in inputs.items() if name not in known}
+    # In the order in which forward declares them, as arguments of a call are bound.
+    return positional, {name: inputs[name] for name in (*named, *unknown) if name in inputs}
 
 
 def check_inputs(what: str, inputs: Any, model: nn.Module | None = None) -> Call:
