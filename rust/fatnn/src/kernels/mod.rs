@@ -69,6 +69,8 @@ mod depthwise_float;
 mod dot;
 mod elementwise;
 mod epilogue;
+#[cfg(target_arch = "x86_64")]
+mod expand;
 mod float;
 mod float_mode;
 pub(crate) mod int8;

@@ -3,6 +3,8 @@
 //! The angle becomes a quarter turn and a rest of at most an eighth of a turn, for which a
 //! polynomial in float64 gives the result. Results are within 0.51 units in the last place.
 
+use super::math::ROUND;
+
 /// 2/π in binary, after 64 zeros.
 const TWO_OVER_PI: [u64; 5] =
     [0, 0xa2f9_836e_4e44_1529, 0xfc27_57d1_f534_ddc0, 0xdb62_9599_3c43_9041, 0xfe51_63ab_debb_c561];
@@ -54,7 +56,6 @@ pub(super) fn sin_cos(x: f32) -> [f32; 2] {
 fn short(x: f64) -> (i64, f64) {
     const HIGH: f64 = 1.570_796_326_734_125_6; // the first 33 bits of π/2
     const LOW: f64 = 6.077_100_506_506_192e-11;
-    const ROUND: f64 = 6_755_399_441_055_744.0; // adding it rounds to an integer
     let turns = (x * std::f64::consts::FRAC_2_PI + ROUND) - ROUND;
     (turns as i64, x - turns * HIGH - turns * LOW)
 }

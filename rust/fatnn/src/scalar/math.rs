@@ -22,7 +22,7 @@ mod narrow;
 pub(super) use narrow::{sigmoid, silu};
 
 /// Adding this number rounds to an integer and leaves that integer in the low bits.
-const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
+pub(super) const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 
 /// `e^x`, with a relative error of about 1e-11.
 #[inline(always)]

@@ -1,4 +1,4 @@
-//! The dot-product family for AVX-512 VNNI (Ice Lake, Zen 4 and later).
+//! The dot-product family for AVX-512 VNNI (Cascade Lake, Zen 4 and later).
 //!
 //! `vpdpbusd` multiplies 64 levels by 64 weights. Sixteen lanes are sixteen output channels; four
 //! consecutive levels of a position are broadcast to all of them. A tile of 6 positions × 64
@@ -11,6 +11,7 @@ use crate::cpu::{Features, Isa};
 use crate::error::Result;
 use crate::kernels::CacheLine;
 use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
+use crate::kernels::expand::{LEVELS, UINT2, expand};
 use crate::kernels::isa::avx512::Avx512;
 use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, private};
 use crate::kernels::packed_input::{
@@ -36,8 +37,8 @@ const EPILOGUE: &dyn TileEpilogue = {
 #[derive(Debug)]
 struct Vnni;
 
-/// The inner loop, for two-bit activations if `UINT2`, otherwise for ternary and binary ones.
-struct InnerLoop<const UINT2: bool>;
+/// The inner loop for one kind of activations: levels or two bits.
+struct InnerLoop<const KIND: u8>;
 
 /// Available if the CPU has AVX-512 F, BW, DQ, VL and VNNI.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
@@ -60,13 +61,13 @@ impl Kernel for Vnni {
     }
 
     fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
-        inner(operands, &InnerLoop::<false>, &InnerLoop::<true>)
+        inner(operands, &InnerLoop::<LEVELS>, &InnerLoop::<UINT2>)
     }
 }
 
-impl<const UINT2: bool> private::Sealed for InnerLoop<UINT2> {}
+impl<const KIND: u8> private::Sealed for InnerLoop<KIND> {}
 
-impl<const UINT2: bool> PackedInputKernel for InnerLoop<UINT2> {
+impl<const KIND: u8> PackedInputKernel for InnerLoop<KIND> {
     fn layout(&self) -> Layout {
         LAYOUT
     }
@@ -95,7 +96,7 @@ impl<const UINT2: bool> PackedInputKernel for InnerLoop<UINT2> {
     fn pack_input(&self, pixels: &Pixels<'_>, slab: &mut [u8], first: usize, _: usize) {
         let out = &mut slab[first * UNIT_BYTES..][..pixels.count * UNIT_BYTES];
         // SAFETY: this is an inner loop of `Vnni`, which only exists if `make` detected AVX-512.
-        unsafe { pack_input::<UINT2>(pixels, out) }
+        unsafe { expand::<KIND>(pixels, out) }
     }
 
     fn pack_zeros(&self, zero_level: bool, count: usize, slab: &mut [u8], first: usize, _: usize) {
@@ -113,24 +114,6 @@ impl<const UINT2: bool> PackedInputKernel for InnerLoop<UINT2> {
         // SAFETY: this is an inner loop of `Vnni`, which only exists if `make` detected AVX-512
         // with VNNI.
         unsafe { run(input, panel, scratch, emit) }
-    }
-}
-
-/// Expands activations to levels, one unit per pixel.
-#[target_feature(enable = "avx512f,avx512bw")]
-fn pack_input<const UINT2: bool>(pixels: &Pixels<'_>, out: &mut [u8]) {
-    let (one, two) = (_mm512_set1_epi8(1), _mm512_set1_epi8(2));
-    for (i, out) in out.as_chunks_mut::<UNIT_BYTES>().0.iter_mut().enumerate() {
-        let unit = u128::from_le_bytes(*pixels.unit(i));
-        // Bit planes `z` and `p`, or the low and the high bit.
-        let (first, second) = (unit as u64, (unit >> 64) as u64);
-        let levels = if UINT2 {
-            _mm512_or_si512(_mm512_maskz_mov_epi8(first, one), _mm512_maskz_mov_epi8(second, two))
-        } else {
-            _mm512_maskz_mov_epi8(second, _mm512_mask_blend_epi8(first, two, one))
-        };
-        // SAFETY: `out` has 64 bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), levels) };
     }
 }
 

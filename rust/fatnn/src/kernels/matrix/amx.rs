@@ -20,6 +20,7 @@ use crate::cpu::{Features, Isa};
 use crate::error::Result;
 use crate::kernels::CacheLine;
 use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
+use crate::kernels::expand::{CODES, LEVELS, UINT2, expand};
 use crate::kernels::isa::amx::{self, SIDE, TILE_BYTES, TILE_ROW_BYTES};
 use crate::kernels::isa::avx512::Avx512;
 use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, Operands, private};
@@ -55,13 +56,6 @@ const EPILOGUE: &dyn TileEpilogue = {
 
 #[derive(Debug)]
 struct Amx;
-
-/// Ternary codes: -1, 0, 1.
-const CODES: u8 = 0;
-/// Levels of ternary or binary codes: the code plus one.
-const LEVELS: u8 = 1;
-/// Two-bit activations.
-const UINT2: u8 = 2;
 
 /// The inner loop for one kind of activations. The kinds differ in how activations are expanded.
 struct InnerLoop<const KIND: u8>;
@@ -131,7 +125,7 @@ impl<const KIND: u8> PackedInputKernel for InnerLoop<KIND> {
     fn pack_input(&self, pixels: &Pixels<'_>, slab: &mut [u8], first: usize, _: usize) {
         let out = &mut slab[first * TILE_ROW_BYTES..][..pixels.count * TILE_ROW_BYTES];
         // SAFETY: this is an inner loop of `Amx`, which only exists if `make` detected AVX-512.
-        unsafe { pack_input::<KIND>(pixels, out) }
+        unsafe { expand::<KIND>(pixels, out) }
     }
 
     fn pack_zeros(&self, _: bool, count: usize, slab: &mut [u8], first: usize, _: usize) {
@@ -149,27 +143,6 @@ impl<const KIND: u8> PackedInputKernel for InnerLoop<KIND> {
         // SAFETY: this is an inner loop of `Amx`, which only exists if `make` detected AVX-512 with
         // VBMI, GFNI and AMX, and the operating system allowed tiles.
         unsafe { run(input, panel, scratch, emit) }
-    }
-}
-
-/// Expands activations to the int8 values that they stand for, one unit per pixel.
-#[target_feature(enable = "avx512f,avx512bw")]
-fn pack_input<const KIND: u8>(pixels: &Pixels<'_>, out: &mut [u8]) {
-    let (one, two, minus_one) = (_mm512_set1_epi8(1), _mm512_set1_epi8(2), _mm512_set1_epi8(-1));
-    for (i, out) in out.as_chunks_mut::<TILE_ROW_BYTES>().0.iter_mut().enumerate() {
-        let unit = u128::from_le_bytes(*pixels.unit(i));
-        // Bit planes `z` and `p`, or the low and the high bit.
-        let (first, second) = (unit as u64, (unit >> 64) as u64);
-        let byte = match KIND {
-            CODES => _mm512_maskz_mov_epi8(!first, _mm512_mask_blend_epi8(second, minus_one, one)),
-            LEVELS => _mm512_maskz_mov_epi8(second, _mm512_mask_blend_epi8(first, two, one)),
-            _ => _mm512_or_si512(
-                _mm512_maskz_mov_epi8(first, one),
-                _mm512_maskz_mov_epi8(second, two),
-            ),
-        };
-        // SAFETY: `out` has 64 bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), byte) };
     }
 }
 
