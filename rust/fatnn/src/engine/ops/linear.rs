@@ -38,6 +38,11 @@ pub(crate) struct FloatConv {
     post: Vec<Elementwise>,
 }
 
+/// Whether each channel has its own group and one output channel.
+fn is_depthwise(groups: usize, channels: usize, out_channels: usize) -> bool {
+    groups == channels && channels == out_channels
+}
+
 impl FloatConv {
     /// `weight` has PyTorch's layout: out channels, channels / groups, kernel height, kernel width.
     pub fn new(
@@ -70,13 +75,14 @@ impl FloatConv {
             );
         }
         let (taps, group_out) = (kh * kw, out_channels / groups);
+        let channels = group_channels * groups;
         let mut packed = memory::filled("weights of a float layer", weight.len(), 0.0)?;
         for n in 0..out_channels {
             let (group, column) = (n / group_out, n % group_out);
             for c in 0..group_channels {
                 for t in 0..taps {
                     let row = (group * taps + t) * group_channels + c;
-                    let to = if groups == out_channels && group_channels == 1 {
+                    let to = if is_depthwise(groups, channels, out_channels) {
                         t * out_channels + n
                     } else {
                         row * group_out + column
@@ -85,16 +91,14 @@ impl FloatConv {
                 }
             }
         }
-        let channels = group_channels * groups;
         let post = bias.map(Elementwise::Bias).into_iter().collect();
         Ok(FloatConv { window, groups, channels, out_channels, weight: packed, axes, post })
     }
 }
 
 impl FloatConv {
-    /// Whether each channel has its own group and one output channel.
     fn is_depthwise(&self) -> bool {
-        self.groups == self.channels && self.channels == self.out_channels
+        is_depthwise(self.groups, self.channels, self.out_channels)
     }
 
     /// The same layer, followed by elementwise functions.
@@ -185,10 +189,12 @@ impl FloatConvStep {
                 for pixel in first + b * BLOCK..first + b * BLOCK + out.len() / n {
                     let (line, x) = (pixel / self.map[1], pixel % self.map[1]);
                     let (image, y) = (line / self.map[0], line % self.map[0]);
-                    for (ky, kx) in (0..kh).flat_map(|ky| (0..kw).map(move |kx| (ky, kx))) {
-                        let row = shape.input_at(0, y, ky);
-                        let at = row.zip(shape.input_at(1, x, kx));
-                        offsets.push(at.map_or(PADDING, |(y, x)| ((image * h + y) * w + x) * n));
+                    for ky in 0..kh {
+                        let row = shape.input_at(0, y, ky).map(|y| (image * h + y) * w);
+                        offsets.extend((0..kw).map(|kx| {
+                            let at = row.zip(shape.input_at(1, x, kx));
+                            at.map_or(PADDING, |(row, x)| (row + x) * n)
+                        }));
                     }
                 }
                 depthwise_float(x, &self.conv.weight, offsets, n, out)?;
