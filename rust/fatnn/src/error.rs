@@ -134,6 +134,24 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Adds the name of the node that failed, unless a fused node has already added its own.
+    pub(crate) fn in_node(self, label: &str) -> Self {
+        match self {
+            Error::Node { .. } => self,
+            _ => Error::Node { node: label.to_owned(), source: Box::new(self) }, // small: a name
+        }
+    }
+
+    /// Moves the index of a NaN that was counted from element `first` on.
+    pub(crate) fn counted_from(self, first: usize) -> Self {
+        match self {
+            Error::NotANumber { what, index } => Error::NotANumber { what, index: first + index },
+            other => other,
+        }
+    }
+}
+
 /// The crate's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -123,6 +123,17 @@ impl<'a> FusedGraph<'a> {
         self.nodes[node].take()
     }
 
+    /// Moves the node that computes the first input of `node`, its only reader, into `node` as its
+    /// source. Returns whether the producer was there.
+    pub fn fuse_source(&mut self, node: usize, producer: usize) -> bool {
+        let Some(source) = self.take(producer) else { return false };
+        if let Some(node) = self.node_mut(node) {
+            node.inputs[0] = source.inputs[0];
+            node.source = Some(Box::new(source));
+        }
+        true
+    }
+
     /// The remaining nodes in order, and the values that the network returns.
     pub fn finish(self) -> (Vec<FusedNode>, Vec<ValueId>) {
         let replaced_by = |value: &ValueId| self.resolved(*value);

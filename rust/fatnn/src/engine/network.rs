@@ -77,11 +77,7 @@ impl NetNode {
 
     /// Wraps an error with the node's name.
     pub fn error(&self, error: Error) -> Error {
-        match error {
-            // A fused shortcut has already added its own name.
-            Error::Node { .. } => error,
-            _ => Error::Node { node: self.label.clone(), source: Box::new(error) },
-        }
+        error.in_node(&self.label)
     }
 
     /// The values that the node writes: its output, then the codes of a fused quantizer.

@@ -305,11 +305,7 @@ impl Network {
             {
                 buffers[slots[*value]] = buffer;
             }
-            result.map_err(|error| match error {
-                // A fused node has already added its own name.
-                Error::Node { .. } => error,
-                _ => Error::Node { node: label.clone(), source: Box::new(error) },
-            })?;
+            result.map_err(|error| error.in_node(label))?;
             let mut nanoseconds = start.elapsed().as_nanos();
             let names = std::iter::once(&node.name)
                 .chain(node.quantizer.iter().map(|codes_buffer| &codes_buffer.name));

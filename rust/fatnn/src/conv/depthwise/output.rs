@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::codec::CodesLayout;
-use crate::error::{Error, Result, check_len};
+use crate::error::{Result, check_len};
 use crate::quantize::{PixelOrder, quantize};
 use crate::{memory, parallel};
 
@@ -24,15 +24,7 @@ impl LineQuantizer<'_> {
         parallel::on_this_thread(|| {
             quantize(floats, 1, pixels, order, self.thresholds, self.layout, out)
         })
-        .map_err(|error| {
-            let source = match error {
-                Error::NotANumber { what, index } => {
-                    Error::NotANumber { what, index: first * self.layout.channels() + index }
-                }
-                other => other,
-            };
-            Error::Node { node: self.label.to_owned(), source: Box::new(source) } // small: a name
-        })
+        .map_err(|error| error.counted_from(first * self.layout.channels()).in_node(self.label))
     }
 }
 

@@ -78,12 +78,7 @@ impl QuantizeStep {
                 let order = PixelOrder::ChannelsLast;
                 let quantize = || quantize(floats, 1, pixels, order, &q.thresholds, q.layout, out);
                 // Stay on this thread: the buffer is borrowed from its thread-local storage.
-                parallel::on_this_thread(quantize).map_err(|error| match error {
-                    Error::NotANumber { what, index } => {
-                        Error::NotANumber { what, index: at + index }
-                    }
-                    other => other,
-                })?;
+                parallel::on_this_thread(quantize).map_err(|error| error.counted_from(at))?;
                 at += floats.len();
             }
             Ok(())
@@ -226,9 +221,7 @@ impl Operation for TernaryConv {
         let (out, mut cost) = self.sizes(&inputs[0].dims)?;
         let mut residual = inputs.get(1).map(|residual| residual.dims);
         if let (Some(Shortcut { label, conv, .. }), Some(dims)) = (&self.shortcut, residual) {
-            let (dims, more) = conv
-                .sizes(&dims)
-                .map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
+            let (dims, more) = conv.sizes(&dims).map_err(|error| error.in_node(label))?;
             residual = Some(dims);
             cost.macs = cost.macs.saturating_add(more.macs);
             cost.bytes = cost.bytes.saturating_add(more.bytes);

@@ -11,7 +11,7 @@ use crate::conv::{self, Constants, Padded};
 use crate::engine::ops::conv::TernaryConv;
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
 use crate::epilogue::{Elementwise, Residual, check_channels};
-use crate::error::{Error, Result, bad_value, check_len};
+use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
 use crate::memory;
 use crate::pack::PackedWeights;
@@ -65,7 +65,7 @@ impl DepthwiseConv {
         let Some(Source { label, conv, .. }) = &self.source else {
             return Ok((dims, Cost::default()));
         };
-        conv.sizes(&dims).map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })
+        conv.sizes(&dims).map_err(|error| error.in_node(label))
     }
 
     fn value(&self, dims: Dims) -> Value {
@@ -181,10 +181,8 @@ impl ExecutableOp for DepthwiseStep {
             return self.run_to(inputs, Output::Floats(out.floats()));
         };
         let to = LineQuantizer { label, thresholds, layout: *layout };
-        self.run_to(inputs, Output::Codes(out.codes(), to)).map_err(|error| match error {
-            Error::Node { .. } => error,
-            other => Error::Node { node: conv_label.clone(), source: Box::new(other) },
-        })
+        let codes = Output::Codes(out.codes(), to);
+        self.run_to(inputs, codes).map_err(|error| error.in_node(conv_label))
     }
 }
 

@@ -25,12 +25,7 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     if !pixel || !plain || stride != [1, 1] || padding != [0, 0] {
         return Outcome::Refused(Reason::ProducerCannot);
     }
-    let Some(source) = graph.take(producer) else { return Outcome::NoMatch };
-    if let Some(node) = graph.node_mut(node) {
-        node.inputs[0] = source.inputs[0];
-        node.source = Some(Box::new(source));
-    }
-    Outcome::Applied
+    if graph.fuse_source(node, producer) { Outcome::Applied } else { Outcome::NoMatch }
 }
 
 #[cfg(test)]
