@@ -287,18 +287,20 @@ METHODS: dict[str, Callable[..., Any]] = {
 }
 
 
+#: Module classes → mode of ``functional.pad``.
+_PADS: dict[type[nn.Module], str] = {
+    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d), "constant"),
+    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d), "reflect"),
+    **dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d), "replicate"),
+    **dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d), "circular"),
+}
+
+
 def _padding(module: Any, x: Any) -> Any:
-    mode = {"Re": "reflect", "Ci": "circular"}.get(type(module).__name__[:2], "constant")
-    mode = "replicate" if type(module).__name__.startswith("Replication") else mode
+    mode = _PADS[type(module)]
     value = getattr(module, "value", 0.0) if mode == "constant" else None
     return functional.pad(x, module.padding, mode, value)
 
-
-_PADS = (
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d),
-    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d),
-    *(nn.CircularPad1d, nn.CircularPad2d),
-)
 
 #: Module classes → composition of the module and its inputs.
 MODULES: dict[type[nn.Module], Callable[..., Any]] = {
