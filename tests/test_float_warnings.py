@@ -22,6 +22,7 @@ import fatnn_rs
 from fatnn_rs import ConfigError, InputError, PrepareWarning, TernaryConfig, prepare
 from fatnn_rs.convert import convert, verify
 from fatnn_rs.nn import Int8Linear, TernaryConv2d, TernaryLayer, TernaryLinear, calibrate
+from fatnn_rs.nn.observe import observe
 
 ALL = TernaryConfig(first="ternary", last="ternary")
 X = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
@@ -315,6 +316,17 @@ def test_weights_that_hooks_compute_are_quantized() -> None:
     model.load_state_dict(state)
     model(X)
     torch.testing.assert_close(model[1].scale / model[1].act_quant.step, 3.0 * before)
+
+
+def test_a_tensor_in_place_of_a_computed_weight_is_not_a_use_of_the_weight() -> None:
+    model = mlp()
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    prepare(model, example_inputs=X)
+    with observe(model, {"1": model[1], "3": model[3]}) as observed:
+        del model[1].weight  # Python may give its address, which is its `id`, to a new tensor
+        for one in [torch.ones(1) for _ in range(1000)]:
+            torch.relu(one)
+    assert observed.used == {}
 
 
 @pytest.mark.parametrize("kind", [nn.parallel.DistributedDataParallel])

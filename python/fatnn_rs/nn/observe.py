@@ -66,12 +66,16 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
     observed = Observed()
     inside = 0
     weights: dict[int, list[str]] = {}
+    # A weight that a hook or parametrization computes may end before the run does, and another
+    # tensor may then get its `id`. This list keeps each of them alive.
+    watched_weights: list[Tensor] = []
     # A torch layer (an embedding, for example) may share the parameter; its uses do not count.
     torchs = [m for m in model.modules() if type(m).__module__.startswith("torch.nn.")]
     others = {id(parameter) for module in torchs for parameter in module._parameters.values()}
     for name, layer in layers.items():
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and id(weight) not in others:
+            watched_weights.append(weight)
             weights.setdefault(id(weight), []).append(name)
 
     def enter(layer: nn.Module, args: Any) -> None:
