@@ -183,7 +183,7 @@ class ReluPlusHalf(nn.Module):
 )
 def test_modules_functions_and_methods_become_the_operation(op: str) -> None:
     row = SCALARS[op]
-    given = [value if value is not None else 0.5 for value in row.attrs.values()]
+    given = list((dict(row.attrs) if None not in row.attrs.values() else ATTRS[op][0]).values())
     modules: list[nn.Module] = [kind() for kind in row.modules]
     modules += [
         type("Call", (nn.Module,), {"forward": lambda self, x, call=call: call(x, *given)})()

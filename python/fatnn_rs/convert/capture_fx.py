@@ -18,6 +18,8 @@ from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import refilled
 from fatnn_rs.convert.transformer import unmasked_forward, unmasked_root
 from fatnn_rs.nn import QuantizedLayer
+from fatnn_rs.nn.exact_mean import ExactMean
+from fatnn_rs.quant.values import Int8Value
 from fatnn_rs.replica import patched_methods, replica
 
 __all__ = ["by_fx"]
@@ -41,7 +43,7 @@ class _Tracer(fx.Tracer):
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, QuantizedLayer) or patched_methods(m):
+        if isinstance(m, (QuantizedLayer, Int8Value, ExactMean)) or patched_methods(m):
             return True
         if any(isinstance(child, QuantizedLayer) for child in m.modules()):
             return False

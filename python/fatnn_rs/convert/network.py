@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fatnn_rs.convert.engine import FLOAT_LAYERS, Reason, Segment, partition
 from fatnn_rs.convert.graph import Graph, Node, Ref
@@ -91,6 +91,8 @@ class TernaryNetwork(InferenceModule):
         self.training = False
         self._excluded: frozenset[str] = frozenset()
         self._profile: Profile | None = None
+        #: In a list, so that it is no submodule.
+        self._reference: list[nn.Module] = []
         self._prepare()
 
     def _prepare(self) -> None:
@@ -173,6 +175,28 @@ class TernaryNetwork(InferenceModule):
             segment.keeps_buffers = keep
             if not keep:
                 segment.network.drop_buffers()
+
+    def reference(self) -> nn.Module:
+        """Return the torch module that computes exactly what this network does.
+
+        With ``convert(..., values="int8")`` it is what :func:`fatnn_rs.quantize_values` returned,
+        otherwise the model that was converted: the module itself, not a copy.
+
+        Raises
+        ------
+        ConfigError
+            If the network was loaded or copied: its file holds no model.
+        """
+        if not self._reference:
+            raise ConfigError(
+                "this network was loaded, copied or converted from a part of a model, so it has "
+                "no reference; keep the model that was converted"
+            )
+        return self._reference[0]
+
+    def set_reference(self, model: nn.Module) -> None:
+        """Set what :meth:`reference` returns."""
+        self._reference = [model]
 
     @property
     def segments(self) -> list[Segment]:
@@ -377,6 +401,7 @@ class TernaryNetwork(InferenceModule):
         state = dict(self.__dict__)
         for name in _DERIVED:
             del state[name]
+        state["_reference"] = []
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

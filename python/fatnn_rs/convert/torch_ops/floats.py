@@ -18,6 +18,7 @@ from torch.nn import functional
 from fatnn_rs.convert.graph import Node
 from fatnn_rs.convert.scalar import SCALARS, ScalarFunction
 from fatnn_rs.convert.torch_ops import spatial
+from fatnn_rs.nn.exact_mean import exact_mean
 
 __all__ = ["FLOAT_OPS", "FloatOp"]
 
@@ -197,6 +198,13 @@ def _reduce(function: Function) -> Callable[[Node, Tensors], Function]:
     return bind
 
 
+def _mean(node: Node, tensors: Tensors) -> Function:
+    if not node.attrs.get("float64"):
+        return _reduce(torch.mean)(node, tensors)
+    dims, keepdim = node.attrs["dims"], node.attrs["keepdim"]
+    return lambda x: exact_mean(x, dims, keepdim)
+
+
 def _norm(node: Node, tensors: Tensors) -> Function:
     p, dims, keepdim = (node.attrs[name] for name in ("p", "dims", "keepdim"))
     return lambda x: torch.linalg.vector_norm(x, p, dims or None, keepdim)
@@ -348,7 +356,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "avg_pool2d": FloatOp(_avg_pool2d),
     "adaptive_avg_pool1d": FloatOp(_adaptive(functional.adaptive_avg_pool1d)),
     "adaptive_avg_pool2d": FloatOp(_adaptive(functional.adaptive_avg_pool2d)),
-    "mean": FloatOp(_reduce(torch.mean)),
+    "mean": FloatOp(_mean),
     "sum": FloatOp(_reduce(torch.sum)),
     "norm": FloatOp(_norm),
     "var": FloatOp(_variance(torch.var)),
