@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 import fatnn_rs as fatnn
 from fatnn_rs.convert import TernaryNetwork
+from fatnn_rs.errors import ConfigError, ConversionError, InputError
 from fatnn_rs.quant.values import Int8Value
-from nets import ready
+from nets import ResNet, Vgg, isa_caps, ops_of, ready
 
 
 def value_names(model: nn.Module) -> list[str]:
@@ -71,3 +78,315 @@ def test_network_equals_its_reference_and_keeps_the_models_state(name: str) -> N
         assert torch.equal(value, reference.state_dict()[key])
         assert value.data_ptr() != reference.state_dict()[key].data_ptr()
     assert fatnn.verify(reference, net, torch.randn(3, 3, size, size)).identical
+
+
+def norm(channels: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)]
+
+
+class Stem(nn.Module):
+    """A max-pool between the stem and a residual block that does not change the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.block = nn.Sequential(*norm(8), nn.ReLU(), *norm(8))
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.stem(x))
+        return self.last(functional.relu(x + self.block(x)))
+
+
+class Squeeze(nn.Module):
+    """Squeeze and excitation, with SiLU before and hardsigmoid inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.silu(self.body(x))
+        scale = self.up(self.down(y.mean((2, 3), keepdim=True)).relu())
+        return self.last(y * functional.hardsigmoid(scale))
+
+
+class Join(nn.Module):
+    """Two branches, joined, upsampled and joined with the first one again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)
+        self.c = nn.Conv2d(10, 4, 3, padding=1)
+        self.last = nn.Conv2d(14, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x).relu(), self.b(x)
+        joined = torch.cat([a, functional.max_pool2d(b, 3, 1, 1)], 1)
+        return self.last(torch.cat([joined, self.c(joined)], 1))
+
+
+class Attention(nn.Module):
+    """A transformer block; queries, scores and probabilities stay float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(6, 8), nn.LayerNorm(8)
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+        self.out, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y = self.norm(x)
+        scores = (self.q(y) * 0.5) @ self.k(y).transpose(1, 2)
+        x = x + self.out(torch.softmax(scores, -1) @ self.v(y))
+        return self.last(functional.gelu(x))
+
+
+class Returned(nn.Module):
+    """The residual stream is also an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.a(x).relu()
+        return x, self.c(x + self.b(x))
+
+
+IMAGE, TOKENS = (2, 3, 16, 16), (2, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "wanted"),
+    [
+        # Only what a residual adds, and before the max-pool.
+        (Stem, IMAGE, {"stem_2"}),
+        # What SiLU reads, what it gives, and both factors of the product; the mean feeds a layer.
+        (Squeeze, IMAGE, {"body_1", "silu", "up", "hardsigmoid"}),
+        # One step for everything that is joined.
+        (Join, IMAGE, {"relu"}),
+        # The residual stream, and what GELU reads. What GELU gives feeds a layer.
+        (Attention, TOKENS, {"embed", "add"}),
+        # The value inside; the output stays float.
+        (Returned, IMAGE, {"relu"}),
+        # Codes between all layers.
+        (Vgg, (2, 3, 12, 12), set()),
+        # Blocks before those with a shortcut layer feed layers only.
+        (ResNet, (2, 3, 32, 32), {"stem_2", "layers_1_relu_1", "layers_2_relu_1"}),
+    ],
+)
+def test_values_are_rounded_where_chains_end(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], wanted: set[str]
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    net = converted(ready(build(), x, last="int8"), x)
+    assert set(value_names(net.reference())) == wanted
+
+
+def test_values_that_a_cat_joins_share_a_step() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(IMAGE)
+    net = converted(ready(Join(), x), x)
+    rounded = [node for node in net.graph.nodes if node.op == "fake_quantize"]
+    assert len(rounded) == 3
+    assert len({tuple(node.attrs.values()) for node in rounded}) == 1
+    assert rounded[0].attrs["low"] == -128  # the second branch has negative values
+
+
+def test_output_stays_float_while_its_readers_get_int8() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(IMAGE)
+    model = ready(Returned(), x)
+    net = converted(model, x)
+    assert torch.equal(net(x)[0], model(x)[0])
+    assert not torch.equal(net(x)[1], model(x)[1])
+
+
+class Branches(nn.Module):
+    """Branches on a size, so torch.fx cannot trace it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Stem()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, offset: Tensor | None = None) -> dict[str, Tensor]:
+        y = self.block(x).flatten(2).transpose(1, 2)
+        if y.shape[1] > 3:
+            y = y + self.attention(y, y, y)[0] * self.scale
+        return {"y": self.last(y if offset is None else y + offset)}
+
+
+@pytest.mark.parametrize("skip", [(), ("attention",)])
+def test_models_that_only_export_captures_keep_their_names(skip: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    model = ready(Branches(), x, skip=skip)
+    assert any("torch.export" in note for note in fatnn.convert(model, x).report.notes)
+    net = converted(model, x)
+    reference = net.reference()
+    added = set(reference.state_dict()) - set(model.state_dict())
+    assert all(key.startswith("int8_values.") for key in added)
+    assert set(model.state_dict()) <= set(reference.state_dict())
+    assert reference(x).keys() == {"y"}
+    offset = torch.randn(4)
+    net = converted(model, (x, offset))
+    assert fatnn.verify(net.reference(), net, {"x": x, "offset": offset * 2}).identical
+
+
+def test_more_batches_widen_the_steps() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(IMAGE)
+    model = ready(Stem(), x, first="float")
+    alone = fatnn.quantize_values(model, x)
+    more = fatnn.quantize_values(model, x, calibration=[x, (x * 5,)])
+    steps = [m.int8_values.stem_2.step for m in (alone, more)]
+    assert steps[1] > 2 * steps[0]
+    net = converted(model, x, calibration=iter([x * 5]))
+    assert net.reference().int8_values.stem_2.step == pytest.approx(steps[1], rel=0.3)
+
+
+def test_saved_network_gives_the_same_bits_without_torch_on_every_isa(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    net = converted(ready(ResNet(), x, first="int8", last="int8"), x)
+    assert len(net.segments) == 1
+    assert {row.runs for row in net.report.rows if row.op == "fake_quantize"} == {
+        "rust float -> float"
+    }
+    fatnn.save(net, tmp_path / "net")
+    loaded = fatnn.load(tmp_path / "net")
+    assert fatnn.verify(net.reference(), loaded, x).identical
+    np.save(tmp_path / "x.npy", x.numpy())
+    code = (
+        "import sys, numpy as np, fatnn_rs; assert 'torch' not in sys.modules;"
+        "net = fatnn_rs.load_numpy(sys.argv[1]);"
+        "np.save(sys.argv[3], net(np.load(sys.argv[2])))"
+    )
+    paths = [str(tmp_path / name) for name in ("net", "x.npy", "out.npy")]
+    for isa in isa_caps():
+        env = {**os.environ, "FATNN_ISA": isa} if isa else dict(os.environ)
+        subprocess.run([sys.executable, "-c", code, *paths], env=env, check=True)
+        assert np.array_equal(np.load(tmp_path / "out.npy"), net(x).numpy())
+    with pytest.raises(ConfigError, match="has no reference"):
+        loaded.reference()
+
+
+def test_verify_counts_values_that_differ() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    model = ready(ResNet(), x)
+    net = converted(model, x)
+    reference = net.reference()
+    value = reference.get_submodule("int8_values.layers_2_relu_1")
+    value.set_step(value.step * 1.01)
+    report = fatnn.verify(reference, net, x)
+    row = next(row for row in report.rows if row.layer == "int8_values.layers_2_relu_1")
+    assert 0 < row.different < row.codes == 12 * 2 * 4 * 4
+    assert row.behind_residual
+    assert report.codes_different == row.different
+    assert not report.identical
+    with pytest.raises(ConversionError, match=r"int8_values\.stem_2.*net\.reference\(\)"):
+        fatnn.verify(model, net, x)
+
+
+def test_trained_from_prepare_with_int8_values() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    model = ResNet()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    config = fatnn.TernaryConfig(values="int8", first="int8", last="int8")
+    prepared = fatnn.prepare(model.train(), config, x)
+    assert prepared.training
+    assert type(model.layers[0].conv1) is nn.Conv2d
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    step = prepared.int8_values.stem_2.step_size
+    groups = fatnn.param_groups(prepared, 1e-4)
+    assert any(step is p for p in groups[1]["params"])
+    optimizer = torch.optim.AdamW(groups, lr=3e-3)
+    losses, first = [], float(step.detach())
+    for _ in range(12):
+        loss = functional.cross_entropy(prepared(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    assert float(step.detach()) != first
+    net = fatnn.convert(prepared.eval(), x)
+    assert net.reference() is prepared
+    assert fatnn.verify(prepared, net, torch.randn(4, 3, 32, 32)).identical
+    report = fatnn.explain(model.eval(), x, config)
+    assert "fake_quantize" in [row.op for row in report.rows]
+
+
+class TakesFlag(nn.Module):
+    """An argument that is not a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, flag: bool = False) -> Tensor:
+        return self.body(x) + x if flag else self.body(x)
+
+
+class Random(nn.Module):
+    """Two results for the same inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + torch.rand(4)
+
+
+def test_wrong_uses_are_refused_with_the_way_out() -> None:
+    x, image = torch.randn(2, 4), torch.randn(IMAGE)
+    model = ready(Stem(), image)
+    with pytest.raises(ConfigError, match="values must be one of 'float32', 'int8', got 'int4'"):
+        fatnn.convert(model, image, values="int4")
+    with pytest.raises(ConfigError, match="values must be 'float32' or 'int8', got 8"):
+        fatnn.TernaryConfig(values=8)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="calibration: only values="):
+        fatnn.convert(model, image, calibration=[image])
+    with pytest.raises(ConfigError, match=r"write \[batch\]"):
+        fatnn.convert(model, image, values="int8", calibration=image)
+    with pytest.raises(ConfigError, match="quantized already"):
+        fatnn.quantize_values(fatnn.quantize_values(model, image), image)
+    with pytest.raises(ConfigError, match="quantized already"):
+        fatnn.convert(fatnn.quantize_values(model, image), image, values="int8")
+    with pytest.raises(ConversionError, match="prepare returns another module"):
+        fatnn.quantize_values(Stem(), image)
+    with pytest.raises(ConversionError, match="arguments that are not tensors"):
+        fatnn.quantize_values(ready(TakesFlag(), x), (x, True))
+    with pytest.raises(ConversionError, match="draws random numbers"):
+        fatnn.quantize_values(ready(Random(), x), x)
+    with pytest.raises(InputError, match="NaN"):
+        fatnn.quantize_values(model, image * float("nan"))
+    ends = {"first": "ternary", "last": "ternary"}
+    float_model, config = Random(), fatnn.TernaryConfig(values="int8", **ends)
+    before = dict(float_model.named_modules())
+    with pytest.raises(ConfigError, match="needs example_inputs"):
+        fatnn.prepare(float_model, fatnn.TernaryConfig(values="int8"))
+    with pytest.raises(ConversionError, match="draws random numbers"):
+        fatnn.prepare(float_model, config, x)
+    assert dict(float_model.named_modules()) == before
+
+
+def test_reference_without_int8_values_is_the_model() -> None:
+    x = torch.randn(IMAGE)
+    model = ready(Stem(), x)
+    net = fatnn.convert(model, x)
+    assert net.reference() is model
+    assert "fake_quantize" not in ops_of(net)
+    assert not list(net.parameters())

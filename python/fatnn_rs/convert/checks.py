@@ -142,7 +142,8 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
                 )
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to "
-            "convert; call fatnn_rs.prepare(model) first, and train it"
+            'convert; call fatnn_rs.prepare(model) first, and train it (with values="int8", '
+            "prepare returns another module: train and convert that one)"
         )
     for name, module in model.named_modules():  # those that model.eval() changes
         if module.training:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.operations import form_of
 
@@ -34,7 +36,7 @@ class _Multiples:
 
 
 def _of_quantizer(node: Node) -> _Multiples:
-    step = float(node.attrs["step_size"])
+    step = float(np.float32(node.attrs["step_size"]))
     numerator, denominator = step.as_integer_ratio()
     # The lowest set bit of the step.
     unit = (numerator & -numerator) / denominator

@@ -160,9 +160,11 @@ class _Finder:
         reads = [read for read in self._reads[node.name] if self._demands(read.node, cats)]
         if not reads or node.dtype != "float32":
             return False
-        if len(self._reads[node.name]) > 1 or reads[0].moved or not _ends_layer(node):
+        if len(self._reads[node.name]) > 1 or not _ends_layer(node):
             return True
         reader = reads[0].node
+        if reads[0].moved and reader.op not in _ROLES["clamp"]:  # clamps commute with moves
+            return True
         two_sums = node.op == "add" and reader.op == "add"
         return two_sums or not _continues_chain(reader)
 
