@@ -28,6 +28,7 @@ from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.arguments import describe_arguments
 from fatnn_rs.convert.capture import Captured, SizeRange, copies
 from fatnn_rs.convert.capture_autocast import inline_autocast
+from fatnn_rs.convert.int8_function import Int8Function
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import filled
 from fatnn_rs.nn import QuantizedLayer
@@ -117,6 +118,7 @@ _SHAPES: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
     nn.BatchNorm2d: _same_shape,
     nn.PReLU: _same_shape,
     Int8Value: _same_shape,
+    Int8Function: _same_shape,
     ExactMean: lambda layer, x: x.mean(layer.dims, layer.keepdim),
 }
 

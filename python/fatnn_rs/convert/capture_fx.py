@@ -14,6 +14,7 @@ from torch.fx import _symbolic_trace
 from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.arguments import describe_arguments
 from fatnn_rs.convert.capture import Captured, copies
+from fatnn_rs.convert.int8_function import Int8Function
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import refilled
 from fatnn_rs.convert.transformer import unmasked_forward, unmasked_root
@@ -43,7 +44,8 @@ class _Tracer(fx.Tracer):
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, (QuantizedLayer, Int8Value, ExactMean)) or patched_methods(m):
+        known = (QuantizedLayer, Int8Value, Int8Function, ExactMean)
+        if isinstance(m, known) or patched_methods(m):
             return True
         if any(isinstance(child, QuantizedLayer) for child in m.modules()):
             return False

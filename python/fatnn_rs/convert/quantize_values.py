@@ -12,8 +12,10 @@ from torch import Tensor, fx, nn
 from fatnn_rs.convert.arguments import flatten_arguments
 from fatnn_rs.convert.capture import Captured, capture, copies
 from fatnn_rs.convert.checks import as_root, check_inputs, check_model, check_reached
+from fatnn_rs.convert.int8_function import Int8Function
 from fatnn_rs.convert.lower import lower
 from fatnn_rs.convert.lower.lowering import attribute_of
+from fatnn_rs.convert.scalar import SCALARS
 from fatnn_rs.convert.structure import Container, fill, same_values
 from fatnn_rs.convert.value_places import Places, find_places
 from fatnn_rs.errors import ConfigError, ConversionError
@@ -185,7 +187,7 @@ class _Editor:
             self._prefix += "_"
 
     def insert(self, places: Places) -> None:
-        """Round the values of ``places``, and make their means exact."""
+        """Round the values of ``places``; make their means exact, and tables of functions."""
         for mean in places.means:
             node = self._nodes[mean.name]
             source = node.args[0] if node.args else node.kwargs["input"]
@@ -194,8 +196,10 @@ class _Editor:
                 made = self._call(f"means.{mean.name}", module, source)
             self._replace(node, made)
             self._nodes[mean.name] = made
+        values: dict[str, Int8Value] = {}
         for group in places.groups:
             shared = Int8Value()
+            values |= dict.fromkeys(group, shared)
             shared.recorded = []
             for name in group:
                 node = self._nodes[name]
@@ -204,6 +208,14 @@ class _Editor:
                 node.replace_all_uses_with(
                     made, lambda user, made=made: user is not made and user.op != "output"
                 )
+        for function in places.functions:
+            node = self._nodes[function.node.name]
+            attrs = {name: function.node.attrs[name] for name in SCALARS[function.node.op].attrs}
+            table = Int8Function(values[function.value], function.node.op, attrs)
+            source = node.args[0] if node.args else node.kwargs["input"]
+            with self._graph.inserting_before(node):
+                made = self._call(f"functions.{function.node.name}", table, source)
+            self._replace(node, made)
 
     def module(self, name: str) -> fx.GraphModule:
         """Return a module that shares nothing with the model."""

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fatnn_rs.convert.graph import Graph, Node
-from fatnn_rs.operations import form_of, products_of
+from fatnn_rs.operations import OPERATIONS, form_of, products_of
 
-__all__ = ["Mean", "Places", "find_places"]
+__all__ = ["Function", "Mean", "Places", "find_places"]
 
 #: Roles of operations in the rules.
 #:
@@ -45,8 +45,16 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class Function:
+    """A function of values with eight bits: its node, and the value that was rounded."""
+
+    node: Node
+    value: str
+
+
+@dataclass(frozen=True)
 class Places:
-    """Values to round, and means of them.
+    """Values to round, and means and functions of them.
 
     Attributes
     ----------
@@ -55,10 +63,13 @@ class Places:
         joins them.
     means
         Means that read such values.
+    functions
+        Functions of such values whose bits differ between libraries.
     """
 
     groups: list[list[str]]
     means: list[Mean]
+    functions: list[Function]
 
 
 def find_places(graph: Graph, allowed: set[str]) -> Places:
@@ -130,7 +141,10 @@ class _Finder:
         groups: dict[str, list[str]] = {}
         for name in sorted(chosen, key=order.__getitem__):
             groups.setdefault(self._group(name), []).append(name)
-        return Places(list(groups.values()), list(self._means(chosen | cats)))
+        rounded = chosen | cats
+        return Places(
+            list(groups.values()), list(self._means(rounded)), list(self._functions(rounded))
+        )
 
     def _reads_of(self, node: Node, moved: bool) -> Iterator[_Read]:
         """Yield the reads of a value. Nodes that move it are replaced by the reads of theirs."""
@@ -210,20 +224,42 @@ class _Finder:
             name = self._joined[name]
         return name
 
+    def _rounded_source(self, node: Node, rounded: set[str]) -> str | None:
+        """Return the rounded value whose elements a node reads, or None."""
+        name = node.inputs[0]
+        while name not in rounded and _moves(self._index[name]):
+            name = self._index[name].inputs[0]
+        return name if name in rounded else None
+
     def _means(self, rounded: set[str]) -> Iterator[Mean]:
         for node in self._graph.nodes:
             pools_all = node.op.startswith("adaptive_avg_pool") and set(node.attrs["size"]) == {1}
             if node.name not in self._allowed or not (node.op == "mean" or pools_all):
                 continue
-            source, path = self._index[node.inputs[0]], {node.inputs[0]}
-            while _moves(source):
-                source = self._index[source.inputs[0]]
-                path.add(source.name)
             rank = len(self._index[node.inputs[0]].shape)
-            if not path & rounded:
+            if self._rounded_source(node, rounded) is None:
                 continue
             if pools_all:
                 yield Mean(node.name, tuple(range(2, rank)), True)
             else:
                 dims = node.attrs["dims"] or range(rank)
                 yield Mean(node.name, tuple(dims), node.attrs["keepdim"])
+
+    def _functions(self, rounded: set[str]) -> Iterator[Function]:
+        for node in self._graph.nodes:
+            if node.name not in self._allowed or form_of(node.op) != "scalar":
+                continue
+            source = self._rounded_source(node, rounded)
+            if OPERATIONS[node.op].exactness == "exact" or source is None:
+                continue
+            value = self._any_member(source)
+            if value is not None:
+                yield Function(node, value)
+
+    def _any_member(self, name: str) -> str | None:
+        """Return a value that is rounded with the step of ``name``, which may be a ``cat``."""
+        if self._index[name].op != "cat":
+            return name
+        sources = [self._source(one) for one in self._index[name].inputs]
+        places = [s.name if s.op == "cat" else self._place(s) for s in sources]
+        return next((p for p in places if p is not None and self._index[p].op != "cat"), None)

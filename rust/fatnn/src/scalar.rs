@@ -8,7 +8,7 @@ mod angle;
 mod int8;
 mod math;
 
-pub use self::int8::Int8Quantizer;
+pub use self::int8::{Int8Quantizer, Lookup};
 
 /// Replaces every element by a function of it, computed in float64 and rounded once.
 ///

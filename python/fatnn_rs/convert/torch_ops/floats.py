@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.convert.graph import Node
+from fatnn_rs.convert.int8_function import lookup
 from fatnn_rs.convert.scalar import SCALARS, ScalarFunction
 from fatnn_rs.convert.torch_ops import spatial
 from fatnn_rs.nn.exact_mean import exact_mean
@@ -88,6 +89,11 @@ def _batch_norm_nondecreasing(node: Node, tensors: Tensors) -> bool:
 def _prelu(node: Node, tensors: Tensors) -> Function:
     weight = tensors["weight"]
     return lambda x: functional.prelu(x, weight)
+
+
+def _lookup(node: Node, tensors: Tensors) -> Function:
+    table, attrs = tensors["table"], node.attrs
+    return lambda x: lookup(x, table, attrs["step_size"], attrs["low"], attrs["high"])
 
 
 def _prelu_nondecreasing(node: Node, tensors: Tensors) -> bool:
@@ -348,6 +354,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "linear": FloatOp(_linear),
     "batch_norm": FloatOp(_batch_norm, _batch_norm_nondecreasing, affine=True),
     "prelu": FloatOp(_prelu, _prelu_nondecreasing),
+    "lookup": FloatOp(_lookup),
     "channel_scale": FloatOp(_channel_scale, affine=True),
     "channel_bias": FloatOp(_channel_bias, _always, affine=True),
     "max_pool1d": FloatOp(_max_pool(functional.max_pool1d)),
