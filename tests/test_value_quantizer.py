@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import fatnn_rs as fatnn
+from fatnn_rs.convert.int8_function import Int8Function
+from fatnn_rs.convert.scalar import SCALARS
 from fatnn_rs.errors import ConfigError, InputError
 from fatnn_rs.nn.exact_mean import ExactMean
+from fatnn_rs.operations import OPERATIONS
 from fatnn_rs.quant.values import STEP_BITS, Int8Value, fake_quantize
-from nets import ops_of, ready
+from nets import isa_caps, ops_of, ready
 
 
 def fitted(x: Tensor) -> Int8Value:
@@ -189,3 +197,79 @@ def test_means_stay_in_torch_where_the_order_of_additions_matters() -> None:
         pools = [row for row in net.report.rows if row.op in {"mean"} or "pool" in row.op]
         assert [row.runs for row in pools] == ["torch"]
         assert "fake_quantize" in ops_of(net) or isinstance(value, nn.ReLU)
+
+
+APPROXIMATE = [op for op in SCALARS if OPERATIONS[op].exactness != "exact"]
+
+#: Attributes of functions that have no defaults for all of them.
+ATTRS: dict[str, dict[str, float]] = {"pow": {"exponent": 1.5}}
+
+
+class OfRounded(nn.Module):
+    """Every approximated function of one rounded value, and a ternary layer."""
+
+    def __init__(self, value: Int8Value) -> None:
+        super().__init__()
+        self.value, self.head = value, nn.Linear(4, 4)
+        attrs: list[dict[str, Any]] = [ATTRS.get(op, dict(SCALARS[op].attrs)) for op in APPROXIMATE]
+        self.functions = nn.ModuleList(
+            Int8Function(value, op, a) for op, a in zip(APPROXIMATE, attrs, strict=True)
+        )
+
+    def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        y = self.value(x)
+        return self.head(z), *(function(y) for function in self.functions)
+
+
+def test_functions_of_rounded_values_have_the_same_bits_everywhere(tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    x, z = torch.randn(3, 7, 5, 3) * 3, torch.randn(1, 4)
+    x[0, 0, 0] = torch.tensor([1e30, -1e30, 0.0])
+    value = fitted(x.clamp(-8, 8))
+    model = ready(OfRounded(value), (x, z))
+    net = fatnn.convert(model, (x, z))
+    assert [row.runs for row in net.report.rows if row.op == "lookup"] == [
+        "rust float -> float"
+    ] * len(APPROXIMATE)
+    with torch.no_grad():
+        wanted = model(x, z)[1:]
+        rounded = value(x)
+        every = torch.arange(value.low, value.high + 1) * np.float32(value.step)
+        for op, results in zip(APPROXIMATE, wanted, strict=True):
+            attrs = ATTRS.get(op, dict(SCALARS[op].attrs)).values()
+            together = SCALARS[op].function(every, *attrs)
+            at = (rounded / value.step).round().long() - value.low
+            assert torch.equal(results.nan_to_num(7.0), together[at].nan_to_num(7.0))
+    fatnn.save(net, tmp_path / "net")
+    np.savez(tmp_path / "in.npz", x=x.numpy(), z=z.numpy())
+    code = (
+        "import sys, numpy as np, fatnn_rs; given = np.load(sys.argv[2]);"
+        "net = fatnn_rs.load_numpy(sys.argv[1]);"
+        "np.savez(sys.argv[3], *net(given['x'], given['z'])[1:])"
+    )
+    paths = [str(tmp_path / name) for name in ("net", "in.npz", "out.npz")]
+    for isa in isa_caps():
+        env = {**os.environ, "FATNN_ISA": isa} if isa else dict(os.environ)
+        subprocess.run([sys.executable, "-c", code, *paths], env=env, check=True)
+        made = np.load(tmp_path / "out.npz").values()
+        for one, other in zip(made, wanted, strict=True):
+            assert np.array_equal(one, other.numpy(), equal_nan=True)
+
+
+def test_function_of_rounded_values_has_torchs_gradient() -> None:
+    torch.manual_seed(7)
+    x = torch.randn(5, 33)
+    value = fitted(x)
+    function = Int8Function(value, "silu", {})
+    assert not list(function.parameters())
+    y = value(x).detach().requires_grad_()
+    made = function(y)
+    made.square().sum().backward()
+    other = y.detach().clone().requires_grad_()
+    nn.functional.silu(other).square().sum().backward()
+    torch.testing.assert_close(y.grad, other.grad)
+    with torch.no_grad():
+        assert torch.equal(function(y), made)
+    assert bool(function(torch.tensor([float("nan")])).isnan())
+    copied = copy.deepcopy(nn.ModuleList([value, function]))
+    assert copied[1].value is copied[0]

@@ -254,10 +254,13 @@ def test_more_batches_widen_the_steps() -> None:
     assert net.reference().int8_values.stem_2.step == pytest.approx(steps[1], rel=0.3)
 
 
-def test_saved_network_gives_the_same_bits_without_torch_on_every_isa(tmp_path: Path) -> None:
+@pytest.mark.parametrize("build", [ResNet, Squeeze])
+def test_saved_network_gives_the_same_bits_without_torch_on_every_isa(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 32, 32)
-    net = converted(ready(ResNet(), x, first="int8", last="int8"), x)
+    net = converted(ready(build(), x, first="int8", last="int8"), x)
     assert len(net.segments) == 1
     assert {row.runs for row in net.report.rows if row.op == "fake_quantize"} == {
         "rust float -> float"
