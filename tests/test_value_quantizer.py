@@ -260,7 +260,7 @@ def test_function_of_rounded_values_has_torchs_gradient() -> None:
     torch.manual_seed(7)
     x = torch.randn(5, 33)
     value = fitted(x)
-    function = Int8Function(value, "silu", {})
+    function = Int8Function(value, "silu", {}).eval()
     assert not list(function.parameters())
     y = value(x).detach().requires_grad_()
     made = function(y)
@@ -271,5 +271,6 @@ def test_function_of_rounded_values_has_torchs_gradient() -> None:
     with torch.no_grad():
         assert torch.equal(function(y), made)
     assert bool(function(torch.tensor([float("nan")])).isnan())
+    assert torch.equal(function.train()(y), nn.functional.silu(y))
     copied = copy.deepcopy(nn.ModuleList([value, function]))
     assert copied[1].value is copied[0]

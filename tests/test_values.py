@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -61,7 +62,13 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
+#: Networks of different kinds; the others are long tests.
+QUICK = ("resnet18", "mobilenet_v2", "seresnet18", "vit")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in WHOLE]
+)
 def test_network_equals_its_reference_and_keeps_the_models_state(name: str) -> None:
     torch.manual_seed(0)
     build, size = WHOLE[name]
@@ -329,6 +336,40 @@ def test_trained_from_prepare_with_int8_values() -> None:
     assert fatnn.verify(prepared, net, torch.randn(4, 3, 32, 32)).identical
     report = fatnn.explain(model.eval(), x, config)
     assert "fake_quantize" in [row.op for row in report.rows]
+
+
+def test_state_without_int8_values_loads_and_resets_the_steps() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(IMAGE)
+    floats = Squeeze().state_dict()
+    prepared = ready(Squeeze(), x)
+    reference = fatnn.quantize_values(prepared, x)
+    for state in (prepared.state_dict(), floats):
+        expected = fatnn.quantize_values(prepared, x)
+        expected.load_state_dict(reference.state_dict(), strict=True)
+        assert torch.equal(expected(x), reference(x))
+        expected.load_state_dict(state, strict=True)
+        with pytest.raises(ConfigError, match="never initialised"):
+            expected(x)
+        fatnn.nn.calibrate(expected, x)
+        net = fatnn.convert(expected, x)
+        assert fatnn.verify(expected, net, x).identical
+    del state["up.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*up\.bias"):
+        reference.load_state_dict(state, strict=True)
+
+
+def test_copies_pickles_and_compiled_modules_compute_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(IMAGE)
+    reference = fatnn.quantize_values(ready(Squeeze(), x), x)
+    torch.save(reference, tmp_path / "module.pt")
+    loaded = torch.load(tmp_path / "module.pt", weights_only=False)
+    compiled = torch.compile(copy.deepcopy(reference), backend="eager", fullgraph=True)
+    for other in (copy.deepcopy(reference), loaded, compiled):
+        assert torch.equal(other(x), reference(x))
+    compiled.train()(x * 2)
+    assert not torch.equal(compiled.eval()(x), reference(x))  # other BatchNorm statistics
 
 
 class TakesFlag(nn.Module):

@@ -116,7 +116,7 @@ def convert(
     if values == "int8":
         model = quantize_values(model, example_inputs, calibration=calibration)
     net = _convert(model, example_inputs, float_layers, progress, dynamic_shapes)
-    net.set_reference(model)
+    net.set_reference(model, keep=values == "int8")
     return net
 
 

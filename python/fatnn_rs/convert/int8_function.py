@@ -14,7 +14,7 @@ from fatnn_rs.quant.values import Int8Value
 __all__ = ["Int8Function", "lookup"]
 
 
-def lookup(x: Tensor, table: Tensor, step: float, low: int, high: int) -> Tensor:
+def lookup(x: Tensor, table: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     """Return the entries of a table for the codes of ``x``; NaN stays NaN.
 
     Parameters
@@ -23,12 +23,13 @@ def lookup(x: Tensor, table: Tensor, step: float, low: int, high: int) -> Tensor
         Results of :func:`fatnn_rs.quant.values.fake_quantize` with the same step and codes.
     table
         Float32, a result for each code from ``low`` to ``high``.
-    step, low, high
+    step
+        Shape [], float32.
+    low, high
         As for ``fake_quantize``.
     """
-    inverse = torch.tensor(step, dtype=torch.float32).reciprocal().item()
-    codes = torch.round(x * inverse).clamp(low, high) - low
-    found = table[codes.nan_to_num(0.0).long()]
+    codes = torch.round(x * step.reciprocal()).clamp(low, high) - low
+    found = table[codes.nan_to_num(0.0).int()]
     return torch.where(x.isnan(), x, found)
 
 
@@ -48,8 +49,8 @@ class Int8Function(nn.Module):
     """An elementwise function of values that an ``Int8Value`` has rounded.
 
     Torch evaluates a function such as SiLU by different formulas at different places of a tensor.
-    So every result is taken from a table: the function of all 256 codes, evaluated together. The
-    gradient is the function's own.
+    So in eval mode every result is taken from a table: the function of all 256 codes, evaluated
+    together. The gradient is the function's own. In training mode the function itself is faster.
 
     Parameters
     ----------
@@ -79,16 +80,17 @@ class Int8Function(nn.Module):
     @torch.no_grad()
     def table(self) -> Tensor:
         """Return the function of every code: shape [256], float32."""
-        device = self.value.step_size.device
-        codes = torch.arange(self.value.low, self.value.high + 1, device=device)
-        return self.function(codes.float() * self.value.step)
+        step = self.value.used_step().detach()
+        codes = torch.arange(self.value.low, self.value.high + 1, device=step.device)
+        return self.function(codes.float() * step)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the function of rounded values; of any while they are recorded."""
-        if self.value.recorded is not None:
+        value = self.value
+        if self.training or value.recorded is not None:
             return self.function(x)
         with torch.no_grad():
-            found = lookup(x, self.table(), self.value.step, self.value.low, self.value.high)
+            found = lookup(x, self.table(), value.used_step(), value.low, value.high)
         if not torch.is_grad_enabled():
             return found
         made: Tensor = _WithGradientOf.apply(found, self.function(x))

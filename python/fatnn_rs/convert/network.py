@@ -7,7 +7,8 @@ import inspect
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,10 @@ _DERIVED = (
     *("_parts", "_why", "_single", "_single_lock", "_inputs"),
     *("_arguments", "_simple", "_constants", "key"),
 )
+
+
+def _no_reference() -> None:
+    return None
 
 
 class TernaryNetwork(InferenceModule):
@@ -91,8 +96,7 @@ class TernaryNetwork(InferenceModule):
         self.training = False
         self._excluded: frozenset[str] = frozenset()
         self._profile: Profile | None = None
-        #: In a list, so that it is no submodule.
-        self._reference: list[nn.Module] = []
+        self._reference: Callable[[], nn.Module | None] = _no_reference
         self._prepare()
 
     def _prepare(self) -> None:
@@ -180,23 +184,25 @@ class TernaryNetwork(InferenceModule):
         """Return the torch module that computes exactly what this network does.
 
         With ``convert(..., values="int8")`` it is what :func:`fatnn_rs.quantize_values` returned,
-        otherwise the model that was converted: the module itself, not a copy.
+        otherwise the model that was converted: the module itself, not a copy, and only as long as
+        something else keeps it.
 
         Raises
         ------
         ConfigError
-            If the network was loaded or copied: its file holds no model.
+            If the network was loaded or copied, or if the model does not exist any more.
         """
-        if not self._reference:
+        model = self._reference()
+        if model is None:
             raise ConfigError(
-                "this network was loaded, copied or converted from a part of a model, so it has "
-                "no reference; keep the model that was converted"
+                "this network has no reference: it was loaded, copied or converted from a part of "
+                "a model, or nothing keeps the model; keep the model that was converted"
             )
-        return self._reference[0]
+        return model
 
-    def set_reference(self, model: nn.Module) -> None:
-        """Set what :meth:`reference` returns."""
-        self._reference = [model]
+    def set_reference(self, model: nn.Module, keep: bool) -> None:
+        """Set what :meth:`reference` returns, and whether the network keeps it in memory."""
+        self._reference = (lambda: model) if keep else weakref.ref(model)
 
     @property
     def segments(self) -> list[Segment]:
@@ -401,7 +407,7 @@ class TernaryNetwork(InferenceModule):
         state = dict(self.__dict__)
         for name in _DERIVED:
             del state[name]
-        state["_reference"] = []
+        state["_reference"] = _no_reference
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ def exact_mean(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
     sum of their codes times the step, in any order. The engine's means are rounded in the same way.
     """
     wide = x.to(accumulation_dtype(x))
-    count = math.prod(x.shape[dim] for dim in dims)
+    count = math.prod([x.shape[dim] for dim in dims])
     return (wide.sum(dims, keepdim) / count).to(x.dtype)
 
 

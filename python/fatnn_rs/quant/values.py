@@ -130,18 +130,19 @@ class Int8Value(ActivationQuantizer):
         low, high = levels[0], levels[-1]
         count = x[0].numel() if x.dim() > 1 and len(x) else x.numel()
         factor = 1.0 / math.sqrt(high * max(count, 1))
-        step = scale_gradient(self._used_step(self.step_size), factor)
+        step = scale_gradient(self.used_step(), factor)
         codes = round_ste(hardtanh(x * step.reciprocal().to(x.dtype), low, high))
         return codes * step.to(x.dtype)
 
-    def _used_step(self, step: Tensor) -> Tensor:
-        rounded: Tensor = _RoundStepSTE.apply(clamp_min_ste(step, _MIN_STEP))
+    def used_step(self) -> Tensor:
+        """Return the step of the forward pass: shape [], with a straight-through gradient."""
+        rounded: Tensor = _RoundStepSTE.apply(clamp_min_ste(self.step_size, _MIN_STEP))
         return rounded
 
     @property
     def step(self) -> float:
-        """The step of the forward pass."""
-        return float(self._used_step(self.step_size.detach()))
+        """The step of the forward pass, as a number."""
+        return float(self.used_step().detach())
 
     @property
     def low(self) -> int:
@@ -161,6 +162,15 @@ class Int8Value(ActivationQuantizer):
     def set_step(self, step: float) -> None:
         """Set the step."""
         set_value(self.step_size, max(step, _MIN_STEP))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load as torch does; the state of a model without int8 values resets the step."""
+        if not any(prefix + key in state_dict for key in self.state_dict(keep_vars=True)):
+            self.reset()
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """Codes and step, for ``print(model)``."""

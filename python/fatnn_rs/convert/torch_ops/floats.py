@@ -93,7 +93,8 @@ def _prelu(node: Node, tensors: Tensors) -> Function:
 
 def _lookup(node: Node, tensors: Tensors) -> Function:
     table, attrs = tensors["table"], node.attrs
-    return lambda x: lookup(x, table, attrs["step_size"], attrs["low"], attrs["high"])
+    step = torch.tensor(attrs["step_size"], dtype=torch.float32, device="cpu")
+    return lambda x: lookup(x, table, step, attrs["low"], attrs["high"])
 
 
 def _prelu_nondecreasing(node: Node, tensors: Tensors) -> bool:
