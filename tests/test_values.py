@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,26 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fatnn_rs as fatnn
-from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.errors import ConfigError, ConversionError, InputError
-from fatnn_rs.quant.values import Int8Value
-from nets import ResNet, Vgg, isa_caps, ops_of, ready
-
-
-def value_names(model: nn.Module) -> list[str]:
-    """The names of the rounded values, without the prefix."""
-    return [name.partition(".")[2] for name, m in model.named_modules() if isinstance(m, Int8Value)]
-
-
-def converted(model: nn.Module, x: Any, **how: Any) -> TernaryNetwork:
-    """Convert with int8 values, and assert that nothing differs from the reference."""
-    net = fatnn.convert(model, x, values="int8", **how)
-    report = fatnn.verify(net.reference(), net, x)
-    assert report.identical, str(report)
-    names = {row.layer for row in report.rows}
-    assert {f"int8_values.{name}" for name in value_names(net.reference())} <= names
-    return net
-
+from nets import ResNet, isa_caps, ops_of, ready
+from value_nets import IMAGE, Squeeze, Stem, converted
 
 WHOLE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), 64),
@@ -85,134 +67,6 @@ def test_network_equals_its_reference_and_keeps_the_models_state(name: str) -> N
         assert torch.equal(value, reference.state_dict()[key])
         assert value.data_ptr() != reference.state_dict()[key].data_ptr()
     assert fatnn.verify(reference, net, torch.randn(3, 3, size, size)).identical
-
-
-def norm(channels: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)]
-
-
-class Stem(nn.Module):
-    """A max-pool between the stem and a residual block that does not change the size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
-        self.pool = nn.MaxPool2d(3, 2, 1)
-        self.block = nn.Sequential(*norm(8), nn.ReLU(), *norm(8))
-        self.last = nn.Conv2d(8, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.stem(x))
-        return self.last(functional.relu(x + self.block(x)))
-
-
-class Squeeze(nn.Module):
-    """Squeeze and excitation, with SiLU before and hardsigmoid inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
-        self.last = nn.Conv2d(8, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = functional.silu(self.body(x))
-        scale = self.up(self.down(y.mean((2, 3), keepdim=True)).relu())
-        return self.last(y * functional.hardsigmoid(scale))
-
-
-class Join(nn.Module):
-    """Two branches, joined, upsampled and joined with the first one again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)
-        self.c = nn.Conv2d(10, 4, 3, padding=1)
-        self.last = nn.Conv2d(14, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.a(x).relu(), self.b(x)
-        joined = torch.cat([a, functional.max_pool2d(b, 3, 1, 1)], 1)
-        return self.last(torch.cat([joined, self.c(joined)], 1))
-
-
-class Attention(nn.Module):
-    """A transformer block; queries, scores and probabilities stay float."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.norm = nn.Linear(6, 8), nn.LayerNorm(8)
-        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
-        self.out, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        y = self.norm(x)
-        scores = (self.q(y) * 0.5) @ self.k(y).transpose(1, 2)
-        x = x + self.out(torch.softmax(scores, -1) @ self.v(y))
-        return self.last(functional.gelu(x))
-
-
-class Returned(nn.Module):
-    """The residual stream is also an output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.a(x).relu()
-        return x, self.c(x + self.b(x))
-
-
-IMAGE, TOKENS = (2, 3, 16, 16), (2, 5, 6)
-
-
-@pytest.mark.parametrize(
-    ("build", "shape", "wanted"),
-    [
-        # Only what a residual adds, and before the max-pool.
-        (Stem, IMAGE, {"stem_2"}),
-        # What SiLU reads, what it gives, and both factors of the product; the mean feeds a layer.
-        (Squeeze, IMAGE, {"body_1", "silu", "up", "hardsigmoid"}),
-        # One step for everything that is joined.
-        (Join, IMAGE, {"relu"}),
-        # The residual stream, and what GELU reads. What GELU gives feeds a layer.
-        (Attention, TOKENS, {"embed", "add"}),
-        # The value inside; the output stays float.
-        (Returned, IMAGE, {"relu"}),
-        # Codes between all layers.
-        (Vgg, (2, 3, 12, 12), set()),
-        # Blocks before those with a shortcut layer feed layers only.
-        (ResNet, (2, 3, 32, 32), {"stem_2", "layers_1_relu_1", "layers_2_relu_1"}),
-    ],
-)
-def test_values_are_rounded_where_chains_end(
-    build: Callable[[], nn.Module], shape: tuple[int, ...], wanted: set[str]
-) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(shape)
-    net = converted(ready(build(), x, last="int8"), x)
-    assert set(value_names(net.reference())) == wanted
-
-
-def test_values_that_a_cat_joins_share_a_step() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(IMAGE)
-    net = converted(ready(Join(), x), x)
-    rounded = [node for node in net.graph.nodes if node.op == "fake_quantize"]
-    assert len(rounded) == 3
-    assert len({tuple(node.attrs.values()) for node in rounded}) == 1
-    assert rounded[0].attrs["low"] == -128  # the second branch has negative values
-
-
-def test_output_stays_float_while_its_readers_get_int8() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(IMAGE)
-    model = ready(Returned(), x)
-    net = converted(model, x)
-    assert torch.equal(net(x)[0], model(x)[0])
-    assert not torch.equal(net(x)[1], model(x)[1])
 
 
 class Branches(nn.Module):

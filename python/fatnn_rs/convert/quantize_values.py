@@ -115,10 +115,13 @@ def _with_int8_values(
             f"{name} returns a {type(captured.expected).__name__}, which quantize_values cannot "
             "make; wrap the model in a module that returns tensors, tuples, lists or dicts"
         )
+    shared = _written_through_views(captured)
     known = {
         node.name
         for node in captured.graph.nodes
-        if captured.seen[node].dtype == torch.float32 and node.op not in ("placeholder", "get_attr")
+        if captured.seen[node].dtype == torch.float32
+        and node.op not in ("placeholder", "get_attr")
+        and not captured.seen[node].memory & shared
     }
     editor = _Editor(captured)
     editor.insert(find_places(graph, known & _depends_on_inputs(captured)))
@@ -144,6 +147,25 @@ def _depends_on_inputs(captured: Captured) -> set[str]:
     for node in captured.graph.nodes:
         if any(read.name in found for read in node.all_input_nodes):
             found.add(node.name)
+    return found
+
+
+def _written_through_views(captured: Captured) -> set[int]:
+    """Return the memory blocks that are written while views of them are read later.
+
+    Their values are not rounded: a rounded copy would not see the write.
+    """
+    found: set[int] = set()
+    order = {node: i for i, node in enumerate(captured.graph.nodes)}
+    for writer in captured.graph.nodes:
+        seen = captured.seen[writer]
+        whole = None if seen.same_as is None else captured.seen[seen.same_as].geometry
+        for node in captured.graph.nodes if seen.writes else ():
+            other = captured.seen[node]
+            written = other.memory & seen.writes
+            read_later = any(order[user] > order[writer] for user in node.users)
+            if written and order[node] < order[writer] and other.geometry != whole and read_later:
+                found |= written
     return found
 
 
