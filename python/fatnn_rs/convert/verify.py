@@ -3,8 +3,8 @@
 Both run on the same inputs. In the model, hooks record the results of every ternary layer's
 quantizer. In the network, an observer records the packed codes that every ternary layer reads. They
 are compared code by code, and so are values between layers that are rounded to int8, unless they
-became thresholds of the quantizer that reads them. The codes of int8 layers never leave the engine; errors in them show in the codes of later layers and in the
-outputs.
+became thresholds of the quantizer that reads them. The codes of int8 layers never leave the engine;
+errors in them show in the codes of later layers and in the outputs.
 """
 
 from __future__ import annotations
