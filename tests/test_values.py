@@ -103,6 +103,17 @@ def test_models_that_only_export_captures_keep_their_names(skip: tuple[str, ...]
     assert fatnn.verify(net.reference(), net, {"x": x, "offset": offset * 2}).identical
 
 
+def test_sizes_that_a_capture_is_not_for_are_refused() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    model = ready(Branches(), x)
+    net = converted(model, x)
+    for other in (copy.deepcopy(net.reference()), net):
+        assert other(torch.randn(5, 3, 32, 32))["y"].shape[0] == 5
+        with pytest.raises(InputError, match="32"):
+            other(torch.randn(2, 3, 8, 32))  # would take the other branch in the model
+
+
 def test_more_batches_widen_the_steps() -> None:
     torch.manual_seed(0)
     x = torch.randn(IMAGE)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.arguments import flatten_arguments
-from fatnn_rs.convert.capture import Captured, capture, copies
+from fatnn_rs.convert.capture import Captured, SizeRange, capture, copies
 from fatnn_rs.convert.checks import as_root, check_inputs, check_model, check_reached
+from fatnn_rs.convert.input_sizes import InputSizes
 from fatnn_rs.convert.int8_function import Int8Function
 from fatnn_rs.convert.lower import lower
 from fatnn_rs.convert.lower.lowering import attribute_of
@@ -242,6 +243,7 @@ class _Editor:
     def module(self, name: str) -> fx.GraphModule:
         """Return a module that shares nothing with the model."""
         self._remove_constant_arguments()
+        self._limit_sizes()
         self._call_layers()
         self._graph.set_codegen(fx.graph.CodeGen())
         output = next(node for node in self._graph.nodes if node.op == "output")
@@ -285,6 +287,19 @@ class _Editor:
                 removed.append(node)
         for node in reversed(removed):
             self._graph.erase_node(node)
+
+    def _limit_sizes(self) -> None:
+        """Let the module refuse the sizes that the capture is not for."""
+        captured = self._captured
+        batch = None if captured.batch == SizeRange() else captured.batch
+        if batch is None and not captured.fixed:
+            return
+        for node in [n for n in self._graph.nodes if n.op == "placeholder"]:
+            shape = captured.seen[node].shape
+            fixed = {dim: shape[dim] for dim in captured.fixed if dim < len(shape)}
+            with self._graph.inserting_after(node):
+                made = self._call(f"sizes.{node.name}", InputSizes(node.name, fixed, batch), node)
+            node.replace_all_uses_with(made, lambda user, made=made: user is not made)
 
     def _call_layers(self) -> None:
         """Replace the operators of a capture by ``torch.export`` by calls of the layers."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
+from fatnn_rs.convert.input_sizes import InputSizes
 from fatnn_rs.convert.int8_function import Int8Function
 from fatnn_rs.convert.lower import (
     attention,
@@ -164,6 +165,7 @@ MODULES: dict[type[nn.Module], Row] = {
     nn.BatchNorm2d: _batch_norm,
     nn.PReLU: _prelu,
     Int8Function: _int8_function,
+    InputSizes: lambda ctx, m, input: rows.identity(ctx, input),
     nn.Identity: lambda ctx, m, input: rows.identity(ctx, input),
     nn.Dropout: lambda ctx, m, input: rows.identity(ctx, input),
     nn.Dropout1d: lambda ctx, m, input: rows.identity(ctx, input),
