@@ -16,7 +16,7 @@
 use crate::codec::{CodesLayout, MAX_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
 use crate::memory;
-use crate::scalar::{Encoder, Int8Quantizer, Scalar};
+use crate::scalar::{Encoder, Int8Quantizer, Lookup, Scalar};
 
 /// Converts accumulators to codes.
 pub struct Requantize<'a> {
@@ -138,6 +138,8 @@ pub enum Elementwise {
     Bias(Vec<f32>),
     /// A function that is the same for all channels.
     Scalar(Scalar),
+    /// A function of values with eight bits.
+    Lookup(Lookup),
     /// `x > 0 ? x : x * slope`, with one slope per channel or one for all.
     Prelu(Vec<f32>),
 }
@@ -179,6 +181,7 @@ impl Elementwise {
             Elementwise::Scale(scale) => Elementwise::Scale(of(scale)?),
             Elementwise::Bias(bias) => Elementwise::Bias(of(bias)?),
             Elementwise::Scalar(scalar) => Elementwise::Scalar(*scalar),
+            Elementwise::Lookup(_) => self.clone(), // small: 256
             Elementwise::Prelu(slopes) if slopes.len() == 1 => self.clone(), // small: one
             Elementwise::Prelu(slopes) => Elementwise::Prelu(of(slopes)?),
         })

@@ -9,7 +9,7 @@ mod int8;
 mod math;
 
 pub(crate) use self::int8::Encoder;
-pub use self::int8::Int8Quantizer;
+pub use self::int8::{Int8Quantizer, Lookup};
 
 /// Replaces every element by a function of it, computed in float64 and rounded once.
 ///

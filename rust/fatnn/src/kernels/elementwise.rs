@@ -32,6 +32,7 @@ fn apply(function: &Elementwise, x: &mut [f32], channels: usize) {
             }
         }
         Elementwise::Scalar(scalar) => scalar.apply(x),
+        Elementwise::Lookup(lookup) => lookup.apply(x),
         Elementwise::Prelu(slope) => {
             for x in x.chunks_exact_mut(channels) {
                 for (c, x) in x.iter_mut().enumerate() {
