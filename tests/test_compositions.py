@@ -68,6 +68,15 @@ CASES: dict[str, tuple[Any, bool]] = {
     "softshrink": (nn.Softshrink(0.4), True),
     "celu": (nn.CELU(), True),
     "rrelu": (nn.RReLU(), True),
+    "pad with -inf": (
+        lambda m, y: functional.max_pool2d(functional.pad(y, (0, 1, 0, 1), value=-math.inf), 3, 2),
+        True,
+    ),
+    "pad with -inf that cuts": (
+        lambda m, y: functional.pad(y, (-1, 1, 1, 0), value=-math.inf).relu(),
+        True,
+    ),
+    "pad with NaN": (lambda m, y: functional.pad(y, (1, 1), value=math.nan).nan_to_num(7), True),
     "pad that cuts": (lambda m, y: functional.pad(y, (-1, -2, 3, -1), value=0.5), True),
     "crop": (lambda m, y: functional.pad(y, (-1, 0, 0, -1)), True),
     "index_select": (lambda m, y: y.index_select(1, m.places), True),

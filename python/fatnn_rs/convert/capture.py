@@ -74,6 +74,11 @@ class Captured:
         Allowed sizes of the first dimension of every input.
     asks_format
         Whether the model reads strides or memory formats, and so may branch on them.
+    example
+        The example's positional arguments.
+    first_sizes
+        fx node → first size of its value if the batch is larger by one. Empty until needed:
+        :mod:`fatnn_rs.convert.first_sizes`.
     """
 
     graph: fx.Graph
@@ -88,6 +93,8 @@ class Captured:
     fixed: tuple[int, ...] = ()
     batch: SizeRange | None = None
     asks_format: bool = False
+    example: tuple[Any, ...] = ()
+    first_sizes: dict[fx.Node, int] = field(default_factory=dict)
 
 
 class _AsksFormat(TorchFunctionMode):
@@ -262,11 +269,11 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
     expected, asks_format = _run_twice(model, arguments)
     traced = by_fx(model, arguments, expected)
     if isinstance(traced, Captured):
-        traced.asks_format = asks_format
+        traced.asks_format, traced.example = asks_format, arguments
         return traced
     exported = by_export(model, arguments, expected)
     if isinstance(exported, Captured):
-        exported.asks_format = asks_format
+        exported.asks_format, exported.example = asks_format, arguments
         exported.notes.insert(
             0, f"captured by torch.export, because torch.fx cannot trace it: {_short(traced)}"
         )

@@ -177,9 +177,13 @@ def sliding(x: Any, dimension: Any, size: Any, step: Any) -> Any:
 
 
 def pad(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Any:
-    """Pad if some sides are negative: a negative side crops."""
-    if mode != "constant" or min(pad, default=0) >= 0:
+    """Pad if some sides are negative, which crops, or if the value is infinite or NaN."""
+    finite = value is None or math.isfinite(value)
+    if mode != "constant" or (finite and min(pad, default=0) >= 0):
         return None
+    if not finite:  # a file holds finite attributes: mark what is inside, and fill the rest
+        inside = functional.pad(torch.where(x == x, 1.0, 1.0), pad)
+        return torch.where(inside != 0, functional.pad(x, pad), float(value))
     last = rank(x) - 1
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         if before < 0 or after < 0:

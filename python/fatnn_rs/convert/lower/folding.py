@@ -8,7 +8,7 @@ All sizes but the batch are the example's, and the inputs are then fixed to thes
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,8 @@ class Folding:
         Dimensions of the inputs whose sizes are fixed to the example's.
     attribute
         Maps a ``get_attr`` node to the attribute that it names.
+    first_sizes
+        Node → first size of its value at one more than the example's batch size, if known.
     """
 
     def __init__(
@@ -103,8 +105,10 @@ class Folding:
         inputs: Sequence[fx.Node],
         fixed: Sequence[int],
         attribute: Callable[[fx.Node], Any],
+        first_sizes: Mapping[fx.Node, int] | None = None,
     ) -> None:
         self._seen, self._attribute = seen, attribute
+        self._first_sizes = first_sizes or {}
         self._inputs = frozenset(inputs)
         sizes = {seen[node].shape[0] for node in inputs if seen[node].shape}
         self._batch = None if 0 in fixed or len(sizes) != 1 else sizes.pop()
@@ -178,7 +182,8 @@ class Folding:
         shape = self._seen[source].shape
         if not shape or not -len(shape) <= dim < len(shape):
             return False
-        return dim % len(shape) > 0 or self._batch is None or source in self._inputs
+        known = self._batch is None or source in self._inputs or source in self._first_sizes
+        return dim % len(shape) > 0 or known
 
     def compute(self, node: fx.Node) -> bool:
         """Compute a node if possible; return whether it was computed."""
@@ -195,7 +200,8 @@ class Folding:
             shape = self._seen[source].shape
             size = shape[dim]
             first = dim % len(shape) == 0 and self._batch is not None
-            self.values[node] = (size, size + 1 if first else size)
+            other = self._first_sizes.get(source, size + 1) if first else size
+            self.values[node] = (size, other)
             self.sources[node] = frozenset() if first else frozenset((source,))
             return True
         typed = self._type_source(node)
@@ -256,6 +262,11 @@ class Folding:
             if value.flatten().tolist() != list(range(batch)):
                 return None
         return int(self.values[node][0].dim())
+
+    @property
+    def needs_first_sizes(self) -> bool:
+        """Whether first sizes at another batch size could help, and are not known."""
+        return self._batch is not None and not self._first_sizes
 
     def number(self, node: Any) -> int | float | bool | None:
         """Return a computed number that does not depend on the batch, or None."""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from fatnn_rs.convert.capture import Captured
-from fatnn_rs.convert.graph import Graph, Ref
+from fatnn_rs.convert.first_sizes import first_sizes
+from fatnn_rs.convert.graph import Graph, Ref, refs
 from fatnn_rs.convert.lower import compositions
 from fatnn_rs.convert.lower.calls import clean_copy, has_hooks, target_name
 from fatnn_rs.convert.lower.composed import compose
@@ -54,6 +55,10 @@ _ASSERTIONS = frozenset(
         "_assert_tensor_metadata.default",
     }
 )
+
+
+#: Names of calls that read sizes.
+_SIZES = frozenset({"getattr", "Tensor.size", "sym_size.int"})
 
 
 def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
@@ -254,10 +259,30 @@ def lower(captured: Captured) -> Graph:
     ConversionError
         If an operation writes into memory in a way that no function can express.
     """
-    return _lower(captured, frozenset())
+    ctx = _lower(captured, frozenset())
+    if ctx.folding.needs_first_sizes and _reads_a_size(ctx.graph):
+        captured.first_sizes = first_sizes(captured)
+        if captured.first_sizes:
+            ctx = _lower(captured, frozenset())
+    return ctx.graph
 
 
-def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Graph:
+def _reads_a_size(graph: Graph) -> bool:
+    """Whether a value that the outputs depend on comes from a size that torch reads."""
+    index = graph.index()
+    rest = [ref.name for ref in refs(graph.outputs)]
+    found: set[str] = set()
+    while rest:
+        name = rest.pop()
+        if name not in found:
+            found.add(name)
+            rest += index[name].inputs
+    return any(
+        index[name].op == "torch" and index[name].attrs["target"] in _SIZES for name in found
+    )
+
+
+def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Lowering:
     """Lower a captured graph without composing some of its calls."""
     ctx = Lowering(captured, not_composed)
     for node in captured.graph.nodes:
@@ -308,4 +333,4 @@ def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Graph:
         return _lower(captured, not_composed | {ctx.composed[name] for name in strided})
     set_channel_dims(ctx.graph)
     fix_sizes_of(ctx.graph, ctx.fixed_size_values)
-    return ctx.graph
+    return ctx
