@@ -125,6 +125,7 @@ class Lowering:
         dtypes: Mapping[str, str] | None = None,
         note: str = "",
         call: Callable[..., Any] | None = None,
+        name: str = "",
     ) -> Ref:
         """Add a node for the call being lowered.
 
@@ -152,13 +153,15 @@ class Lowering:
             Shown in the report.
         call
             The function that a ``torch`` node calls.
+        name
+            Name of the value, instead of the call's.
 
         Returns
         -------
         Ref
             The new node's value.
         """
-        name = unused_name(self.node.name + suffix, self.index())
+        name = unused_name(name or self.node.name + suffix, self.index())
         if dtype is None:
             dtype = self.types[inputs[0]] if inputs and form_of(op) == "shape" else "float32"
         self.types[name] = dtype

@@ -285,6 +285,9 @@ def _reads_a_size(graph: Graph) -> bool:
 def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Lowering:
     """Lower a captured graph without composing some of its calls."""
     ctx = Lowering(captured, not_composed)
+    # torch.fx renames an argument such as "input"; the model's name is in the messages.
+    given = [argument.name for argument in captured.arguments if argument.tensor]
+    names = dict(zip(captured.inputs, given, strict=len(given) == len(captured.inputs)))
     for node in captured.graph.nodes:
         ctx.node = node
         if node.op == "placeholder":
@@ -296,9 +299,9 @@ def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Lowering:
                 if captured.batch is not None:
                     high = NO_LIMIT if captured.batch.max is None else captured.batch.max
                     attrs["batch"] = [captured.batch.min, high, captured.batch.multiple]
-                ctx.env[node] = ctx.emit(
-                    "input", [], attrs, dtype=str(seen.dtype).removeprefix("torch.")
-                )
+                dtype = str(seen.dtype).removeprefix("torch.")
+                name = names.get(node.name, node.name)
+                ctx.env[node] = ctx.emit("input", [], attrs, dtype=dtype, name=name)
                 ctx.inputs[node] = ctx.env[node].name
             else:
                 ctx.env[node] = None
