@@ -39,8 +39,8 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, An
     ternary layer also takes its running statistics from this batch, because integer sums have
     another scale than the float layer's outputs. So does a BatchNorm that is not frozen and has no
     statistics yet (``num_batches_tracked`` is 0), because in training it gives other values than
-    with its initial statistics. The rest of the model runs in eval mode and does not change; every module keeps its training mode.
-    If the model fails, nothing changes.
+    with its initial statistics. The rest of the model runs in eval mode and does not change; every
+    module keeps its training mode. If the model fails, nothing changes.
 
     A layer that receives only zeros (for example, after a branch that starts at zero) stays
     uninitialised. The first training batch with other values initialises it.

@@ -18,6 +18,7 @@ from fatnn_rs.convert.lower.composed import rank, shape_of
 __all__ = [
     "along",
     "channel_shuffle",
+    "consecutive_runs",
     "expand_as",
     "getitem",
     "hsplit",
@@ -27,6 +28,7 @@ __all__ = [
     "pad",
     "repeat",
     "repeat_interleave",
+    "rot90",
     "sliding",
     "squeeze",
     "tensor_split",
@@ -193,16 +195,37 @@ def pad(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Any:
     return functional.pad(x, grown, "constant", value or 0.0) if any(grown) else x
 
 
+def consecutive_runs(places: Any) -> list[list[int]]:
+    """Split indices into runs of consecutive ones; [] if they are too many or no indices."""
+    if not places or not all(type(place) is int and place >= 0 for place in places):
+        return []
+    ends = [i + 1 for i, (a, b) in enumerate(itertools.pairwise(places)) if b != a + 1]
+    runs = [places[i:j] for i, j in itertools.pairwise([0, *ends, len(places)])]
+    return runs if len(runs) <= MAX_COPIES else []
+
+
 def index_select(x: Any, dim: Any, index: Any) -> Any:
     """Take given indices of a dimension: slices of consecutive ones, joined."""
     at, places = dim % rank(x), index.tolist() if isinstance(index, Tensor) else list(index)
-    if not at or not places or not all(type(place) is int and place >= 0 for place in places):
+    if not places or not all(type(place) is int for place in places):
         return None
-    ends = [i + 1 for i, (a, b) in enumerate(itertools.pairwise(places)) if b != a + 1]
-    runs = [places[i:j] for i, j in itertools.pairwise([0, *ends, len(places)])]
-    if len(runs) > MAX_COPIES:
-        return None
+    runs = consecutive_runs(places) if at else []
+    if not runs:
+        if min(places) < 0:
+            size = shape_of(x)[at]
+            places = [place + size if place < 0 else place for place in places]
+        return torch.index_select(x, at, torch.tensor(places))
     return torch.cat([x[along(at, slice(run[0], run[-1] + 1))] for run in runs], at)
+
+
+def rot90(x: Any, k: Any = 1, dims: Any = (0, 1)) -> Any:
+    """Rotate by quarter turns: reverse one or both dimensions, or swap them."""
+    first, second = dims
+    if k % 4 == 0:
+        return x + 0
+    if k % 4 == 2:
+        return torch.flip(x, [first, second])
+    return torch.transpose(torch.flip(x, [second if k % 4 == 1 else first]), first, second)
 
 
 def getitem(x: Any, index: Any) -> Any:
@@ -212,7 +235,12 @@ def getitem(x: Any, index: Any) -> Any:
     rest = [part for i, part in enumerate(parts) if i not in given]
     if len(given) != 1 or any(part != slice(None) for part in rest):
         return None
-    places = parts[given[0]]
-    if isinstance(places, Tensor) and places.dim() != 1:
+    at, places = given[0], parts[given[0]]
+    if not isinstance(places, Tensor) or places.dim() == 1:
+        return index_select(x, at, places)
+    if not places.dim():
         return None
-    return index_select(x, given[0], places)
+    shape = shape_of(x)
+    front = (-1, *shape[1:at]) if at else ()
+    made = index_select(x, at, places.flatten())
+    return torch.reshape(made, (*front, *places.shape, *shape[at + 1 :]))

@@ -245,6 +245,7 @@ _NAMED: dict[str, Callable[..., Any]] = {
     "pow": _cube,
     "pad": moves.pad,
     "index_select": moves.index_select,
+    "rot90": moves.rot90,
     "matmul": _matvec,
     "mv": _matvec,
     "softsign": _softsign,
