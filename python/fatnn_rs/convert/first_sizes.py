@@ -12,22 +12,24 @@ import torch
 from torch import SymInt, Tensor, fx
 
 from fatnn_rs.convert.capture import Captured
+from fatnn_rs.convert.lower.folding import other_batch
 
 __all__ = ["first_sizes"]
 
 
 def first_sizes(captured: Captured) -> dict[fx.Node, int]:
-    """Return the first size of every value if the batch is larger by one; {} if unknown."""
+    """Return the first size of every value at the folding's other batch size; {} if unknown."""
     inputs = [n for n in captured.graph.nodes if n.name in captured.inputs]
     batches = {captured.seen[n].shape[0] for n in inputs if captured.seen[n].shape}
     if len(batches) != 1 or 0 in batches:
         return {}
     if all(isinstance(n.meta.get("val"), Tensor) for n in inputs):
-        return _of_symbols(captured.graph, inputs, batches.pop() + 1)
+        return _of_symbols(captured.graph, inputs, other_batch(batches.pop()))
     assert isinstance(captured.root, fx.GraphModule)
     recorder = _Recorder(captured.root)
     larger = [
-        torch.cat([v, v[:1]]) if isinstance(v, Tensor) and v.dim() else v for v in captured.example
+        torch.cat([v, v, v[:1]]) if isinstance(v, Tensor) and v.dim() else v
+        for v in captured.example
     ]
     try:
         recorder.run(*larger)

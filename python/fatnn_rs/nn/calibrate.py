@@ -141,7 +141,7 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
         x = args[0] if args else None
         follows = bool(fed) and x is fed[0]
         # Without statistics of its own yet, a norm would pass on values unlike those in training.
-        untrained = module in fresh
+        untrained = module in fresh and isinstance(x, Tensor) and _varies(x)
         adapts = isinstance(x, Tensor) and (follows or untrained) and x.numel() > x.shape[1]
         if adapts and isinstance(x, Tensor) and not bool(torch.isfinite(x).all()):
             raise InputError(
@@ -174,6 +174,14 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
             norm.momentum, norm.eps = momentum, eps
         for layer in layers.values():
             layer.act_quant.calibrating = False
+
+
+def _varies(x: Tensor) -> bool:
+    """Whether a tensor has statistics: it is more than zeros, or one constant per channel."""
+    if x.dim() < 2 or not x.numel():
+        return False
+    center = x.mean([dim for dim in range(x.dim()) if dim != 1], keepdim=True)
+    return bool((x - center).abs().amax() > 1e-5 * x.abs().amax())
 
 
 @contextmanager
