@@ -40,6 +40,8 @@ class Lowering:
         self.not_composed = not_composed
         #: Value name → call, of the results of compositions.
         self.composed: dict[str, fx.Node] = {}
+        #: Value name → the node whose strides it has, of what a composed call writes.
+        self.written: dict[str, fx.Node] = {}
         self.graph = Graph(notes=list(captured.notes), arguments=captured.arguments)
         self.env: dict[fx.Node, Any] = {}
         #: Value name → dtype.
@@ -81,7 +83,8 @@ class Lowering:
             if isinstance(made, Ref):
                 found.setdefault(made.name, self.seen(node).layout)
         # The last operation of a composition may have another layout than the call.
-        return found | {name: self.seen(node).layout for name, node in self.composed.items()}
+        made = self.composed | self.written
+        return found | {name: self.seen(node).layout for name, node in made.items()}
 
     def value(self, argument: Any) -> str | None:
         """Return the value name of a float32 tensor argument, or None."""

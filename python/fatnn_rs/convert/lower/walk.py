@@ -35,6 +35,7 @@ from fatnn_rs.convert.lower.input_limits import (
 from fatnn_rs.convert.lower.lowering import Lowering, Row, attribute_of, fx_nodes
 from fatnn_rs.convert.lower.modules import module_row
 from fatnn_rs.convert.lower.reasons import reason
+from fatnn_rs.convert.lower.slice_writes import without_writes
 from fatnn_rs.convert.lower.strides import keep_strides
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
@@ -204,6 +205,13 @@ def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
     """Lower a call that writes into its arguments: it writes into copies instead."""
     function, inputs, changed = ctx.aliases.rewrite(node)
     ctx.writes = True
+    given = (tuple(inputs), dict[str, Any]())
+    made = compose(ctx, without_writes(function), function, given, _lower_function)
+    if made is not None:
+        for alias, value in zip(changed, made[1:], strict=True):
+            ctx.env[alias], ctx.written[value.name] = value, alias
+        result: Ref = made[0]
+        return result
     whole = ctx.torch_node(function, inputs, {}, target_name(node), rule="write")
     parts = []
     for index, (part, suffix) in enumerate(
