@@ -60,6 +60,19 @@ CASES: dict[str, tuple[Any, bool]] = {
     "count": (lambda m, y: (y > 0).sum(1).float(), True),
     "cube": (lambda m, y: y**3, True),
     "unfold": (nn.Unfold((3, 2), 2, (1, 2), (2, 1)), True),
+    "fold": (
+        lambda m, y: functional.fold(
+            functional.unfold(y, 3, padding=1, stride=2), (6, 8), 3, 1, 1, 2
+        ),
+        False,
+    ),
+    "nn.Fold": (
+        lambda m, y: nn.Fold((5, 7), (2, 3), (1, 2), (0, 1))(
+            y.flatten(2).repeat(1, 6, 1)[..., :20]
+        ),
+        False,
+    ),
+    "pad of the tokens": (lambda m, y: functional.pad(y, (0, 0, 2, 1, 0, 0, 0, 0)), True),
     "windows": (lambda m, y: y.unfold(3, 3, 2), True),
     "tanhshrink": (nn.Tanhshrink(), True),
     "softsign": (functional.softsign, True),

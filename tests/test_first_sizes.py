@@ -89,3 +89,29 @@ def test_number_that_differs_between_batches_is_not_folded() -> None:
     model = ready(Flattened(), x)
     net = exact(model, x, (torch.randn(3, 6, 4), torch.randn(4, 6, 4)))
     assert "repeat_interleave" in str(net.report)
+
+
+class ByExport(nn.Module):
+    """Has the operators that torch.export makes of functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.register_buffer("places", torch.tensor([1, 0, 3, 3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 100:  # torch.fx cannot trace it
+            x = x[:100]
+        y = self.b(self.a(x).relu())
+        y = nn.functional.fold(nn.functional.unfold(y, 3, padding=1), y.shape[2:], 3, padding=1)
+        y = nn.functional.adaptive_max_pool2d(y, (6, 4))[:, :, self.places]
+        return y.expand(x.shape[0], -1, -1, -1).flip(3)
+
+
+def test_operators_of_export_run_in_the_engine(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    model = ready(ByExport(), x)
+    net = exact(model, x, (torch.randn(3, 3, 8, 8),))
+    assert "torch" not in ops_of(net), net.report
+    fatnn.save(net, tmp_path / "net")

@@ -20,9 +20,11 @@ __all__ = [
     "channel_shuffle",
     "consecutive_runs",
     "expand_as",
+    "fold",
     "getitem",
     "hsplit",
     "hstack",
+    "index_list",
     "index_select",
     "movedim",
     "pad",
@@ -169,6 +171,52 @@ def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride
         for tap in _windows(row, 3, kernel[1], strides[1], dilations[1])
     ]
     return torch.flatten(torch.flatten(torch.stack(taps, 2), 3, 4), 1, 2)
+
+
+def fold(
+    x: Any,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+) -> Any:
+    """Add columns of windows up to a map: spread each position in a window, and add them."""
+    size, kernel, strides, dilations, paddings = (
+        _pair(v) for v in (output_size, kernel_size, stride, dilation, padding)
+    )
+    if rank(x) != 3 or math.prod(kernel) > MAX_COPIES:
+        return None
+    taps = math.prod(kernel)
+    whole = [n + 2 * p for n, p in zip(size, paddings, strict=True)]
+    counts = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(whole, kernel, strides, dilations, strict=True)
+    ]
+    windows = torch.reshape(x, (-1, shape_of(x)[1] // taps, taps, *counts))
+    total: Any = None
+    for at in range(taps):
+        part = windows[:, :, at]
+        for dim, step in zip((2, 3), strides, strict=True):
+            if step > 1:
+                zeros = torch.where(part == part, 0.0, 0.0)
+                part = torch.stack([part] + [zeros] * (step - 1), dim + 1)
+                part = torch.flatten(part, dim, dim + 1)
+        before = [i * d for i, d in zip(divmod(at, kernel[1]), dilations, strict=True)]
+        after = [
+            n - first - count * step
+            for n, first, count, step in zip(whole, before, counts, strides, strict=True)
+        ]
+        part = functional.pad(part, [before[1], after[1], before[0], after[0]])
+        total = part + 0.0 if total is None else total + part
+    for dim, p in zip((2, 3), paddings, strict=True):
+        total = total[along(dim, slice(p, -p))] if p else total
+    return total
+
+
+def index_list(x: Any, indices: Any) -> Any:
+    """``aten.index``: index dimensions by tensors, or take all of those that have None."""
+    return getitem(x, tuple(slice(None) if i is None else i for i in indices))
 
 
 def sliding(x: Any, dimension: Any, size: Any, step: Any) -> Any:

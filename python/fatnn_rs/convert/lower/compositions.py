@@ -270,6 +270,9 @@ def _functions() -> dict[Any, Callable[..., Any]]:
                 found.setdefault(getattr(packet, overload), composed)
     found[functional.threshold] = _threshold
     found[functional.unfold] = moves.unfold
+    found |= {functional.fold: moves.fold, _aten.col2im.default: moves.fold}
+    found[_aten.im2col.default] = moves.unfold
+    found[_aten.index.Tensor] = moves.index_list
     found[operator.getitem] = moves.getitem
     return found
 
@@ -317,6 +320,9 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.RReLU: lambda m, x: _rrelu(x, m.lower, m.upper),
     nn.Unflatten: lambda m, x: moves.unflatten(x, m.dim, m.unflattened_size),
     nn.ChannelShuffle: lambda m, x: moves.channel_shuffle(x, m.groups),
+    nn.Fold: lambda m, x: moves.fold(
+        x, m.output_size, m.kernel_size, m.dilation, m.padding, m.stride
+    ),
     nn.Unfold: lambda m, x: moves.unfold(x, m.kernel_size, m.dilation, m.padding, m.stride),
     **dict.fromkeys(_PADS, _padding),
 }

@@ -222,6 +222,24 @@ def adaptive_max_pool(dims: int) -> Row:
     return row
 
 
+def _aten_max_pool(dims: int) -> Row:
+    """Lower ``aten.adaptive_max_pool``, which also returns indices, if nothing reads them."""
+    function = adaptive_max_pool(dims)
+
+    def row(ctx: Lowering, input: Any, output_size: Any) -> tuple[Ref, None] | None:
+        for user in ctx.node.users:
+            if user.target is not operator.getitem or (user.args[1] != 0 and user.users):
+                return None
+        name, shape = ctx.value(input), ctx.shape(input)
+        if name is None or len(shape) != dims + 2:
+            return None
+        made = function(ctx, input, output_size)
+        ctx.graph.nodes[-1].shape = (*shape[:2], *output_size)
+        return None if made is None else (made, None)
+
+    return row
+
+
 def _upsample(ctx: Lowering, module: Any, input: Any) -> Ref | None:
     """Lower ``nn.Upsample``."""
     made: Ref | None = interpolate(
@@ -262,6 +280,8 @@ FUNCTIONS: dict[Any, Row] = {
     torch.pixel_unshuffle: pixel_unshuffle,
     functional.pixel_unshuffle: pixel_unshuffle,
     _aten.pixel_unshuffle.default: pixel_unshuffle,
+    _aten.adaptive_max_pool1d.default: _aten_max_pool(1),
+    _aten.adaptive_max_pool2d.default: _aten_max_pool(2),
     functional.adaptive_max_pool1d: adaptive_max_pool(1),
     functional.adaptive_max_pool2d: adaptive_max_pool(2),
 }
