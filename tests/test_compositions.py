@@ -60,6 +60,19 @@ CASES: dict[str, tuple[Any, bool]] = {
     "count": (lambda m, y: (y > 0).sum(1).float(), True),
     "cube": (lambda m, y: y**3, True),
     "unfold": (nn.Unfold((3, 2), 2, (1, 2), (2, 1)), True),
+    "fold": (
+        lambda m, y: functional.fold(
+            functional.unfold(y, 3, padding=1, stride=2), (6, 8), 3, 1, 1, 2
+        ),
+        False,
+    ),
+    "nn.Fold": (
+        lambda m, y: nn.Fold((5, 7), (2, 3), (1, 2), (0, 1))(
+            y.flatten(2).repeat(1, 6, 1)[..., :20]
+        ),
+        False,
+    ),
+    "pad of the tokens": (lambda m, y: functional.pad(y, (0, 0, 2, 1, 0, 0, 0, 0)), True),
     "windows": (lambda m, y: y.unfold(3, 3, 2), True),
     "tanhshrink": (nn.Tanhshrink(), True),
     "softsign": (functional.softsign, True),
@@ -68,11 +81,34 @@ CASES: dict[str, tuple[Any, bool]] = {
     "softshrink": (nn.Softshrink(0.4), True),
     "celu": (nn.CELU(), True),
     "rrelu": (nn.RReLU(), True),
+    "pad with -inf": (
+        lambda m, y: functional.max_pool2d(functional.pad(y, (0, 1, 0, 1), value=-math.inf), 3, 2),
+        True,
+    ),
+    "pad with -inf that cuts": (
+        lambda m, y: functional.pad(y, (-1, 1, 1, 0), value=-math.inf).relu(),
+        True,
+    ),
+    "pad with NaN": (lambda m, y: functional.pad(y, (1, 1), value=math.nan).nan_to_num(7), True),
     "pad that cuts": (lambda m, y: functional.pad(y, (-1, -2, 3, -1), value=0.5), True),
     "crop": (lambda m, y: functional.pad(y, (-1, 0, 0, -1)), True),
     "index_select": (lambda m, y: y.index_select(1, m.places), True),
     "indices": (lambda m, y: y[:, m.places], True),
     "list of indices": (lambda m, y: y[:, :, [2, 3, 1]], True),
+    "indices of the batch": (lambda m, y: y[m.places * 0].flatten(0, 1)[None], True),
+    "many indices": (lambda m, y: y[:, [7, 3, 5, 1] * 30], True),
+    "negative indices": (lambda m, y: y[:, [-1, 2, -3]], False),
+    "a table of indices": (lambda m, y: y[:, :, m.places.view(2, 3) - 2], False),
+    "a table of rows": (lambda m, y: y[0].flatten(1)[m.places.view(3, 2)][None], False),
+    "computed indices": (
+        lambda m, y: y.index_select(2, (y[0, 0, :, 0] > 0).long().cumsum(0) * 0 + 1),
+        True,
+    ),
+    "flip": (lambda m, y: torch.flip(y, (1, -1)) + y.flip(2).flip([1]), True),
+    "flip of a mask": (lambda m, y: (y > 0).flip(-1).float(), True),
+    "fliplr": (lambda m, y: torch.fliplr(y) + y.flipud(), True),
+    "rot90": (lambda m, y: torch.rot90(y, 1, (2, 3)) + y.rot90(-1, (2, 3)), True),
+    "rot180": (lambda m, y: torch.rot90(y, 2, (2, 3)) + y.rot90(4, (2, 3)), True),
     "pad": (nn.ZeroPad2d((1, 0, 2, 1)), True),
     "reflection pad": (nn.ReflectionPad2d((1, 0, 2, 1)), True),
     "constant pad": (nn.ConstantPad2d(1, 0.25), True),
@@ -115,7 +151,14 @@ def test_compositions_have_torchs_bits_and_run_in_the_engine(name: str, tmp_path
 
 @pytest.mark.parametrize(
     "function",
-    [nn.GLU(1), nn.Softmin(1), nn.Softmax2d(), lambda m, y: torch.logsumexp(y, (1, 2))],
+    [
+        nn.LocalResponseNorm(5),
+        nn.LocalResponseNorm(2, 0.1, 0.5, 2.0),
+        nn.GLU(1),
+        nn.Softmin(1),
+        nn.Softmax2d(),
+        lambda m, y: torch.logsumexp(y, (1, 2)),
+    ],
 )
 def test_compositions_of_approximated_functions(function: Any, tmp_path: Any) -> None:
     x = torch.randn(2, 3, 6, 8)
@@ -137,12 +180,8 @@ def test_compositions_of_approximated_functions(function: Any, tmp_path: Any) ->
             "operations over three spatial axes run in torch",
         ),
         (
-            lambda m, y: functional.interpolate(y, (3, 4), mode="bilinear", antialias=True),
-            "antialiased interpolation runs in torch",
-        ),
-        (
-            lambda m, y: functional.interpolate(y, (7, 9), mode="bicubic"),
-            "bicubic interpolation runs in torch",
+            lambda m, y: functional.interpolate(y[:, None], scale_factor=1, mode="trilinear")[:, 0],
+            "operations over three spatial axes run in torch",
         ),
     ],
 )

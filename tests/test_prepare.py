@@ -331,3 +331,52 @@ def test_batch_norm_without_eps() -> None:
     )
     assert model[1].eps == 0.0
     assert not torch.equal(model[1].running_var, before)
+
+
+class Mixer(nn.Module):
+    """Blocks like ConvMixer's: an activation between convolution and BatchNorm, and a sum."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 4, 4)
+        self.spatial, self.blocks = (
+            nn.ModuleList(
+                nn.Sequential(
+                    nn.Conv2d(32, 32, k, padding=k // 2, groups=groups),
+                    nn.GELU(),
+                    nn.BatchNorm2d(32),
+                )
+                for _ in range(depth)
+            )
+            for k, groups in ((3, 32), (1, 1))
+        )
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for spatial, block in zip(self.spatial, self.blocks, strict=True):
+            x = block(x + spatial(x))
+        y: Tensor = self.head(x.mean((2, 3)))
+        return y
+
+
+def test_untrained_batch_norms_do_not_shrink_what_later_steps_are_fitted_to() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 32, 32)
+    model = Mixer(24)
+    prepared = prepare(copy.deepcopy(model), TernaryConfig(first="ternary", last="ternary"), x)
+    norms = []
+    for net in (model, prepared):
+        net.train()(x).square().mean().backward()
+        norms.append(max(float(p.grad.norm()) for n, p in net.named_parameters() if "stem" in n))
+    assert norms[1] < 10 * norms[0]  # with the initial statistics: 1e14 times
+
+
+def test_trained_batch_norm_after_an_activation_keeps_its_statistics() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 32, 32)
+    model = Mixer(3)
+    model.train()(x)
+    kept = model.blocks[1][2].running_mean.clone()
+    prepare(model, TernaryConfig(first="ternary", last="ternary"), x + 1)
+    assert torch.equal(model.blocks[1][2].running_mean, kept)

@@ -56,7 +56,10 @@ def test_training_page_names_every_recipe_and_quantizer() -> None:
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("how-it-works", "integrations", "ladder", "performance")),
+    *(
+        f"docs/{name}.md"
+        for name in ("calls", "how-it-works", "integrations", "ladder", "performance")
+    ),
 ]
 PAGES += [
     "docs/training.md",

@@ -32,7 +32,7 @@ ATTRS: dict[str, list[dict[str, Any]]] = {
     "fake_quantize": [
         {"step_size": 0.125, "low": -128, "high": 127},
         {"step_size": 0.0371, "low": 0, "high": 255},
-        {"step_size": 3e37, "low": -3, "high": 0},
+        {"step_size": 1e36, "low": -3, "high": 0},
     ],
     "softplus": [{"beta": 0.5, "threshold": 3.0}, {"beta": 2.0, "threshold": 40.0}],
 }

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fatnn_rs import _core
 from fatnn_rs.errors import ConfigError, FormatError, InputError, LimitError, UnsupportedError
+from fatnn_rs.input_hints import IMAGE, shape_hint
 from fatnn_rs.report import (
     NotFused,
     Report,
@@ -88,12 +89,32 @@ class NumpyNetwork:
             _checked(name, x, dtype)
             for name, x, dtype in zip(names, inputs, self._network.input_types, strict=True)
         ]
-        results = self._network.run(arrays, [False] * len(arrays))
+        try:
+            results = self._network.run(arrays, [False] * len(arrays))
+        except InputError as error:
+            raise self._with_way_out(error, arrays) from None
         values = {
             name: np.asarray(result, order="C")
             for (name, _), result in zip(self.outputs, results, strict=True)
         }
         return _fill_structure(self._structure, values)
+
+    def _with_way_out(self, error: InputError, arrays: list[npt.NDArray[Any]]) -> InputError:
+        """Name the input whose shape the engine refuses, and say how to mend it."""
+        text = str(error)
+        wrong = [
+            (name, x.shape, shape)
+            for (name, shape), x in zip(self.inputs, arrays, strict=True)
+            if str(list(x.shape)) in text and list(x.shape) != list(shape)
+        ]
+        if not text.startswith("input of the network") or not wrong:
+            return error
+        name, got, wanted = wrong[0]
+        way = shape_hint(got, wanted, "transpose")
+        if "one shape only" in text:
+            way = "give that shape, or convert the model again with example inputs of another"
+        where = f"input {name!r}{text.removeprefix('input of the network')}"
+        return InputError(f"{where}; {way}")
 
     def __repr__(self) -> str:
         takes = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs)
@@ -297,6 +318,7 @@ def _checked(name: str, x: Any, dtype: str) -> npt.NDArray[Any]:
     if x.dtype != dtype:
         raise InputError(
             f"input {name!r}: expected {dtype}, got {x.dtype}; convert it with .astype({dtype!r})"
+            f"{IMAGE if x.dtype == np.uint8 else ''}"
         )
     # Not `ascontiguousarray`, which leaves unaligned arrays unaligned.
     return np.require(x, requirements=["C", "A", "E"])

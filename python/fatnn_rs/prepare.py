@@ -102,9 +102,12 @@ def prepare(
     """
     config = TernaryConfig() if config is None else config
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"prepare takes a torch.nn.Module, got {type(model).__name__}")
+        raise _no_module(model)
     if not isinstance(config, TernaryConfig):
-        raise ConfigError(f"config must be a TernaryConfig, got {type(config).__name__}")
+        raise ConfigError(
+            f"config must be a TernaryConfig, got {type(config).__name__}; the order is "
+            "prepare(model, config, example_inputs), with TernaryConfig() as the default"
+        )
     refuse_models(model)
     if config.values == "int8":
         if example_inputs is None:
@@ -146,6 +149,12 @@ def prepare(
 
             return cast("Model", quantize_values(model, example_inputs))
     return model
+
+
+def _no_module(given: Any) -> ConfigError:
+    way = "; make an instance of it first" if isinstance(given, type) else ""
+    got = given.__name__ if way else type(given).__name__
+    return ConfigError(f"prepare takes a torch.nn.Module, got {got}{way}")
 
 
 def _materialize(model: nn.Module, inputs: Any) -> None:

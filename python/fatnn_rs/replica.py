@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import types
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["patched_methods", "replica", "replica_with_parameters", "slots", "unwrapped"]
+__all__ = [
+    "chooses_forward",
+    "patched_methods",
+    "replica",
+    "replica_with_parameters",
+    "slots",
+    "unwrapped",
+]
 
 
 def replica(model: nn.Module, replace: Mapping[nn.Module, nn.Module] | None = None) -> nn.Module:
@@ -111,6 +119,9 @@ class _Copier:
         if type(value) is tuple:
             copies = tuple(self.copy_value(item) for item in value)
             return value if all(a is b for a, b in zip(copies, value, strict=True)) else copies
+        if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
+            # ``self.forward = self.forward_fast`` in a constructor
+            return types.MethodType(value.__func__, self.copy_value(value.__self__))
         return copy.copy(value) if isinstance(value, set) else value
 
 
@@ -137,6 +148,17 @@ def patched_methods(module: nn.Module) -> list[str]:
         key for key, value in module.__dict__.items() if callable(value) and _is_method(kind, key)
     )
     return [key for key in found if key != "extra_repr"]
+
+
+def chooses_forward(module: nn.Module) -> bool:
+    """Whether a module replaces only its ``forward``, by another method of its own class."""
+    forward = module.__dict__.get("forward")
+    return (
+        patched_methods(module) == ["forward"]
+        and isinstance(forward, types.MethodType)
+        and forward.__self__ is module
+        and getattr(type(module), forward.__name__, None) is forward.__func__
+    )
 
 
 def _is_method(kind: type, name: str) -> bool:

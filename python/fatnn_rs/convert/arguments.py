@@ -62,6 +62,11 @@ def _is_container(value: Any) -> bool:
     return isinstance(structure, (Container, dict)) or type(structure) in (tuple, list)
 
 
+def _is_simple(value: Any) -> bool:
+    """Whether torch.fx and torch.export take an argument as it is."""
+    return isinstance(value, (Tensor, type(None), bool, int, float, str))
+
+
 def _nested(structure: Any) -> Nested:
     if isinstance(structure, Tensor):
         return TENSOR
@@ -98,8 +103,8 @@ def flatten_arguments(
     Returns
     -------
     tuple
-        The model, its arguments, and the description of the original ones. Without containers
-        and keywords these are ``model``, ``arguments`` and None.
+        The model, its arguments, and the description of the original ones. With tensors and plain
+        values by position only, these are ``model``, ``arguments`` and None.
 
     Raises
     ------
@@ -108,11 +113,11 @@ def flatten_arguments(
         expect the containers.
     """
     named = named or {}
-    if not named and not any(map(_is_container, arguments)):
+    if not named and not any(_is_container(v) or not _is_simple(v) for v in arguments):
         return model, arguments, None
     if "forward" in vars(model) or model._forward_pre_hooks:
         what = "a replaced forward" if "forward" in vars(model) else "a hook before its forward"
-        takes = "keyword-only arguments" if named else "containers of tensors"
+        takes = "keyword-only arguments" if named else "containers of tensors or other objects"
         raise ConversionError(
             f"{type(model).__name__} takes {takes} and has {what}, which convert "
             "cannot run with single tensors; remove it, or wrap the model in a module that takes "

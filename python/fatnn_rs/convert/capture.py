@@ -74,6 +74,11 @@ class Captured:
         Allowed sizes of the first dimension of every input.
     asks_format
         Whether the model reads strides or memory formats, and so may branch on them.
+    example
+        The example's positional arguments.
+    first_sizes
+        fx node → first size of its value at another batch size. Empty until needed:
+        :mod:`fatnn_rs.convert.first_sizes`.
     """
 
     graph: fx.Graph
@@ -88,6 +93,8 @@ class Captured:
     fixed: tuple[int, ...] = ()
     batch: SizeRange | None = None
     asks_format: bool = False
+    example: tuple[Any, ...] = ()
+    first_sizes: dict[fx.Node, int] = field(default_factory=dict)
 
 
 class _AsksFormat(TorchFunctionMode):
@@ -125,8 +132,8 @@ def named_copies(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(arguments, copies(tuple(arguments.values())), strict=True))
 
 
-def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]:
-    """Run a model twice; return its outputs, and whether it reads memory formats.
+def _run_repeatedly(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]:
+    """Run a model several times; return its outputs, and whether it reads memory formats.
 
     Raises
     ------
@@ -135,7 +142,7 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
     """
     run = replica(model)
     try:
-        expected, again = run(*copies(arguments)), run(*copies(arguments))
+        expected = run(*copies(arguments))
     except FatnnError as error:
         raise ConversionError(
             f"{type(model).__name__} fails on the example inputs: {error}"
@@ -152,13 +159,7 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
             "torch.utils._pytree. A transformers model returns its cache unless use_cache is "
             "False: set model.config.use_cache = False"
         )
-    if problem := same_values(expected, again):
-        raise ConversionError(
-            f"{type(model).__name__} gives two results for the same inputs ({problem}): it draws "
-            "random numbers, or keeps state from call to call, which a converted network does not; "
-            "make forward a function of its arguments in eval mode"
-        )
-    asked = _check_state(model, run, arguments)
+    asked = _check_state(model, run, arguments, expected)
     _check_grad_mode(model, arguments, expected)
     return expected, asked
 
@@ -185,7 +186,19 @@ def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
     return tuple(pytree.tree_map(changed, list(arguments)))
 
 
-def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) -> bool:
+def _check_again(used: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
+    """Refuse a model that gives another result when it is called again with the same inputs."""
+    if problem := same_values(expected, used(*copies(arguments))):
+        raise ConversionError(
+            f"{type(used).__name__} gives two results for the same inputs ({problem}): it draws "
+            "random numbers, or keeps state from call to call, which a converted network does not; "
+            "make forward a function of its arguments in eval mode"
+        )
+
+
+def _check_state(
+    model: nn.Module, used: nn.Module, arguments: tuple[Any, ...], expected: Any
+) -> bool:
     """Compare a model that has run with a fresh one, on other values.
 
     Returns
@@ -205,9 +218,10 @@ def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) 
             fresh, after = replica(model)(*copies(others)), used(*copies(others))
     except Exception:  # the model refuses the other values
         with watch:
-            used(*copies(arguments))
+            _check_again(used, arguments, expected)
         return watch.asked
     if problem := same_values(fresh, after):
+        _check_again(used, arguments, expected)
         raise ConversionError(
             f"{type(model).__name__} gives another result after an earlier call ({problem}): it "
             "keeps state from call to call, which a converted network does not; make forward a "
@@ -259,14 +273,14 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
     from fatnn_rs.convert.capture_export import by_export
     from fatnn_rs.convert.capture_fx import by_fx
 
-    expected, asks_format = _run_twice(model, arguments)
+    expected, asks_format = _run_repeatedly(model, arguments)
     traced = by_fx(model, arguments, expected)
     if isinstance(traced, Captured):
-        traced.asks_format = asks_format
+        traced.asks_format, traced.example = asks_format, arguments
         return traced
     exported = by_export(model, arguments, expected)
     if isinstance(exported, Captured):
-        exported.asks_format = asks_format
+        exported.asks_format, exported.example = asks_format, arguments
         exported.notes.insert(
             0, f"captured by torch.export, because torch.fx cannot trace it: {_short(traced)}"
         )

@@ -22,7 +22,7 @@ from fatnn_rs.convert.transformer import unmasked_forward, unmasked_root
 from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.nn.exact_mean import ExactMean
 from fatnn_rs.quant.values import Int8Value
-from fatnn_rs.replica import patched_methods, replica
+from fatnn_rs.replica import chooses_forward, patched_methods, replica
 
 __all__ = ["by_fx"]
 
@@ -46,7 +46,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = (QuantizedLayer, Int8Value, Int8Function, ExactMean, InputSizes)
-        if isinstance(m, known) or patched_methods(m):
+        if isinstance(m, known) or (patched_methods(m) and not chooses_forward(m)):
             return True
         if any(isinstance(child, QuantizedLayer) for child in m.modules()):
             return False
@@ -137,7 +137,7 @@ def by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captur
     parameters = list(inspect.signature(model.forward).parameters.values())
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         return "its forward takes *args or **kwargs"
-    if patched_methods(model):
+    if patched_methods(model) and not chooses_forward(model):
         return f"{patched_methods(model)[0]!r} was replaced on the instance"
     # Omitted arguments and arguments that are not tensors become constants.
     constants = {p.name: p.default for p in parameters[len(arguments) :]}

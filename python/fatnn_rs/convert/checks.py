@@ -109,6 +109,15 @@ def check_inputs(what: str, inputs: Any, model: nn.Module | None = None) -> Call
             "tensor in it, got "
             f"{got}; give torch tensors (torch.from_numpy makes one from an array)"
         )
+    for leaf in leaves(plain(values)):
+        if isinstance(leaf, Tensor) and leaf.device.type != "cpu":
+            raise InputError(
+                f"{what}: expected tensors on the CPU, got one on {leaf.device}; move the inputs "
+                "and the model there with .cpu()"
+                if leaf.device.type != "meta"
+                else f"{what}: expected tensors with values, got one on the meta device, which "
+                "holds none; give real data"
+            )
     return arguments, named
 
 

@@ -54,6 +54,10 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
             f"{os.fspath(path)!r} is a directory; give the name of a file in it, as "
             f"{os.path.join(path, 'net.safetensors')!r}"
         )
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"save: the directory {os.fspath(Path(path).parent)!r} does not exist; create it first"
+        )
     graph = net.graph
     foreign = [
         f"{node.layer or node.name} ({node.attrs['target']})"

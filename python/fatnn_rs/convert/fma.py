@@ -128,25 +128,24 @@ def slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
         values.
     """
     scale = torch.full((channels,), float("nan"), dtype=torch.float32, device="cpu")
-    for exponent in _EXPONENTS:
-        power = 2.0**exponent
-        points = torch.tensor([[power], [-power]], dtype=torch.float64, device="cpu").expand(
-            2, channels
-        )
-        high, low = evaluate(points)
+    powers = [2.0**exponent for exponent in _EXPONENTS]
+    signed = [[sign * power] for power in powers for sign in (1.0, -1.0)]
+    points = torch.tensor(signed, dtype=torch.float64, device="cpu").expand(-1, channels)
+    values = evaluate(points)
+    for power, high, low in zip(powers, values[::2], values[1::2], strict=True):
         found = ((high.double() - low.double()) / (2.0 * power)).float()
         scale = torch.where(torch.isfinite(high) & torch.isfinite(low), found, scale)
     return scale if bool(torch.isfinite(scale).all()) else None
 
 
-def sample(low: Tensor, high: Tensor) -> Tensor:
+def sample(low: Tensor, high: Tensor, most: int = _POINTS) -> Tensor:
     """Return points of each channel's range, int64 [P, n]: all, or an even and random choice."""
     span = high - low
     count = int(span.max()) + 1
-    if count <= _POINTS:
+    if count <= most:
         return torch.minimum(torch.arange(count, device="cpu")[:, None], span) + low
     generator = torch.Generator("cpu").manual_seed(0)
-    half = _POINTS // 2
+    half = most // 2
     points = torch.empty(2 * half, len(low), dtype=torch.int64, device="cpu")
     even = torch.linspace(0, 1, half, dtype=torch.float64, device="cpu")[:, None]
     points[:half] = (even * span).round_()

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fatnn_rs.convert.graph import Node
 from fatnn_rs.convert.memory_format import has_layout, layout_of
 from fatnn_rs.errors import InputError, UnsupportedError
+from fatnn_rs.input_hints import IMAGE, shape_hint
 
 __all__ = ["check_call", "check_input", "refuse_tracing"]
 
@@ -60,6 +61,8 @@ def check_input(node: Node, x: Any) -> None:
         way = (
             "torch.from_numpy makes one from an array"
             if type(x).__module__ == "numpy"
+            else "give one tensor (torch.stack joins several, torch.tensor makes one from numbers)"
+            if isinstance(x, (list, tuple))
             else "give a tensor"
         )
         raise InputError(f"{where}: expected a torch tensor, got {type(x).__name__}; {way}")
@@ -76,12 +79,13 @@ def check_input(node: Node, x: Any) -> None:
     dtype = getattr(torch, str(node.dtype))
     if x.dtype != dtype:
         way = ".float()" if dtype == torch.float32 else f".to({dtype})"
-        raise InputError(f"{where}: expected {dtype}, got {x.dtype}; convert it with {way}")
+        image = IMAGE if x.dtype == torch.uint8 else ""
+        raise InputError(f"{where}: expected {dtype}, got {x.dtype}; convert it with {way}{image}")
     shape = node.shape
     if x.dim() != len(shape):
         raise InputError(
             f"{where}: expected {len(shape)} dimensions (as {list(shape)}), got shape "
-            f"{list(x.shape)}; reshape it"
+            f"{list(x.shape)}; {shape_hint(x.shape, shape, 'permute')}"
         )
     fixed = node.attrs["fixed"]
     if any(x.shape[i] != shape[i] for i in fixed):
@@ -94,7 +98,7 @@ def check_input(node: Node, x: Any) -> None:
     if dim and x.shape[dim] != shape[dim]:
         raise InputError(
             f"{where}: expected {shape[dim]} channels (dimension {dim}, as {list(shape)}), got "
-            f"{x.shape[dim]} in shape {list(x.shape)}; give the input the model was made for"
+            f"{x.shape[dim]} in shape {list(x.shape)}; {shape_hint(x.shape, shape, 'permute')}"
         )
     layout = node.attrs.get("layout", "any")
     if layout != "any" and not has_layout(x, layout):

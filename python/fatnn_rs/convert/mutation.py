@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.errors import ConversionError
 
-__all__ = ["Aliases", "Rewritten"]
+__all__ = ["Aliases", "Rewritten", "first", "is_slot"]
 
 
 #: Functions and methods that return a view or a copy, depending on sizes and strides.
@@ -49,27 +49,39 @@ def _slot(index: int) -> Any:
     return _Slot(index)
 
 
+def is_slot(value: Any) -> bool:
+    """Whether a step's argument is the result of an earlier one; ``value.index`` is its slot."""
+    return isinstance(value, _Slot)
+
+
 class Rewritten:
     """A function that replaces a node that writes; it changes none of its arguments.
 
     It takes the written tensors (``bases``) and the node's other arguments. It returns a list: the
     node's own result, then every requested value after the write.
+
+    Attributes
+    ----------
+    steps
+        Function, arguments and keywords of every call; the last one writes.
+    results
+        Slots of the returned values: arguments first, then the results of the steps.
     """
 
     def __init__(
         self, bases: int, steps: list[tuple[Callable[..., Any], Any, Any]], results: list[int]
     ) -> None:
-        self._bases, self._steps, self._results = bases, steps, results
+        self._bases, self.steps, self.results = bases, steps, results
 
     def __call__(self, *values: Any) -> list[Any]:
         """Run the calls on copies of the bases."""
         slots = [_copied(value) if i < self._bases else value for i, value in enumerate(values)]
-        for function, args, kwargs in self._steps:
+        for function, args, kwargs in self.steps:
             args, kwargs = fx.node.map_aggregate(
                 (args, kwargs), lambda leaf: slots[leaf.index] if isinstance(leaf, _Slot) else leaf
             )
             slots.append(function(*args, **kwargs))
-        return [slots[index] for index in self._results]
+        return [slots[index] for index in self.results]
 
 
 def _copied(value: Any) -> Any:
@@ -185,7 +197,7 @@ class Aliases:
             same = self._seen[node].same_as
             if node is not writer and self._seen[node].writes and same is not None:
                 # This writer was rewritten before; its result is its argument.
-                steps.append((_first, (_Slot(slots[same]),), {}))
+                steps.append((first, (_Slot(slots[same]),), {}))
                 continue
             filled: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: _slot(slots[n]))
             args, kwargs = filled
@@ -290,7 +302,8 @@ class Aliases:
         return any(n in self._seen and self._seen[n].memory & written for n in needed)
 
 
-def _first(value: Any) -> Any:
+def first(value: Any) -> Any:
+    """Return the argument: the result of a writer that was rewritten before."""
     return value
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
+from fatnn_rs.nn.rescaled import RESCALED, is_rescaled
 from fatnn_rs.nn.watch import StepsWatch
 from fatnn_rs.quant.base import InputQuantizer, round_ste
 from fatnn_rs.replica import patched_methods, slots
@@ -54,6 +55,13 @@ class QuantizedLayer(nn.Module):
     act_quant: InputQuantizer
     layer_name: str
     _watch: StepsWatch | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        old = self._parameters.get("weight") if name == "weight" else None
+        replaced = isinstance(value, Tensor) and old is not value and not self.training
+        if old is not None and replaced and is_rescaled(old, value):
+            raise ConfigError(f"layer {self.layer_name!r}: {RESCALED}")
+        super().__setattr__(name, value)
 
     def _as_stored(self, weight: Tensor) -> Tensor:
         """Convert weights or codes, [out, in / groups, ...], to the parameter's layout."""

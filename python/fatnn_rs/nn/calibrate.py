@@ -38,8 +38,10 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, An
 
     Layers and values whose steps are initialised already keep them. A BatchNorm that directly follows a
     ternary layer also takes its running statistics from this batch, because integer sums have
-    another scale than the float layer's outputs. The rest of the model runs in eval mode and does
-    not change; every module keeps its training mode. If the model fails, nothing changes.
+    another scale than the float layer's outputs. So does a BatchNorm that is not frozen and has no
+    statistics yet (``num_batches_tracked`` is 0), because in training it gives other values than
+    with its initial statistics. The rest of the model runs in eval mode and does not change; every
+    module keeps its training mode. If the model fails, nothing changes.
 
     A layer that receives only zeros (for example, after a branch that starts at zero) stays
     uninitialised. The first training batch with other values initialises it.
@@ -123,6 +125,14 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
     modes = {module: module.training for _, module in named_modules(model)}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
     numbers = {norm: (norm.momentum, norm.eps) for norm in norms}
+    # A norm in eval mode inside a model in training mode is frozen: training would not change it.
+    fresh = {
+        norm
+        for norm in norms
+        if norm.num_batches_tracked is not None
+        and not norm.num_batches_tracked
+        and (modes[norm] or not modes[model])
+    }
     fed: list[Tensor] = []
 
     def after_ternary(module: TernaryLayer, args: tuple[Any, ...], output: Tensor) -> None:
@@ -130,7 +140,10 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
 
     def before_norm(module: _BatchNorm, args: tuple[Any, ...]) -> None:
         x = args[0] if args else None
-        adapts = isinstance(x, Tensor) and bool(fed) and x is fed[0] and x.numel() > x.shape[1]
+        follows = bool(fed) and x is fed[0]
+        # Without statistics of its own yet, a norm would pass on values unlike those in training.
+        untrained = module in fresh and isinstance(x, Tensor) and _varies(x)
+        adapts = isinstance(x, Tensor) and (follows or untrained) and x.numel() > x.shape[1]
         if adapts and isinstance(x, Tensor) and not bool(torch.isfinite(x).all()):
             raise InputError(
                 "calibrate: NaN or infinity reaches a BatchNorm that takes its statistics from the "
@@ -168,6 +181,14 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
             norm.momentum, norm.eps = momentum, eps
         for layer in layers.values():
             layer.act_quant.calibrating = False
+
+
+def _varies(x: Tensor) -> bool:
+    """Whether a tensor has statistics: it is more than zeros, or one constant per channel."""
+    if x.dim() < 2 or not x.numel():
+        return False
+    center = x.mean([dim for dim in range(x.dim()) if dim != 1], keepdim=True)
+    return bool((x - center).abs().amax() > 1e-5 * x.abs().amax())
 
 
 @contextmanager

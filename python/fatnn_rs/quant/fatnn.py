@@ -38,11 +38,20 @@ _MIN_STD = 1e-12
 _INITIAL_ALPHA = 0.817
 
 
+#: Larger tensors are quantized with one temporary tensor, not two.
+_MAX_SPLIT = 1 << 22
+
+
 def signed_codes(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
     """``round(clip(x a_neg, -1, 0)) + round(clip(x a_pos, 0, 1))``, in one pass.
 
     Monotone in ``x``, and at most one term is nonzero.
     """
+    if not torch.is_grad_enabled() and x.numel() <= _MAX_SPLIT:
+        # One of the terms is 0. A tenth of the time of ``where`` with a broadcast step.
+        products = torch.clamp_min(x, 0.0).mul_(alpha_pos)
+        products.add_(torch.clamp_max(x, 0.0).mul_(alpha_neg))
+        return hardtanh(products, -1.0, 1.0, inplace=True).round_().add_(0.0)
     steps = torch.where(x < 0, alpha_neg, alpha_pos)
     if not torch.is_grad_enabled():  # in place: weights may take a gigabyte
         return hardtanh(steps.mul_(x), -1.0, 1.0, inplace=True).round_().add_(0.0)

@@ -108,6 +108,14 @@ fn shape_rules_hold_for_all_ranks() {
             vec![1, 2, 10],
         ),
         ("cat", json!({"dim": -1}), vec![2, 3, 4], vec![2, 3, 8]),
+        ("flip", json!({"dim": -2}), vec![2, 3, 4], vec![2, 3, 4]),
+        (
+            "interpolate_filter",
+            json!({"size": [7, 9], "factors": [], "recompute": false, "mode": "bicubic",
+                "align_corners": false, "antialias": true, "layout": "any"}),
+            vec![2, 3, 4, 5],
+            vec![2, 3, 7, 9],
+        ),
         ("max_pool2d", window(3, 2, 1, true), vec![1, 2, 6, 6], vec![1, 2, 4, 4]),
         ("max_pool2d", window(3, 2, 1, false), vec![2, 6, 6], vec![2, 3, 3]),
         (
@@ -147,6 +155,7 @@ fn shape_errors_name_the_layer() {
         ("flatten", json!({"start": 0, "end": 4}), "out of range"),
         ("mean", json!({"dims": [1, -3], "keepdim": true, "layout": "any"}), "stands twice"),
         ("softmax", json!({"dim": 4, "layout": "any"}), "out of range"),
+        ("flip", json!({"dim": -5}), "out of range"),
         ("layer_norm", json!({"dims": 5, "eps": 1e-5, "layout": "any"}), "last dimensions"),
         ("layer_norm", json!({"dims": 1, "eps": -1e-5, "layout": "any"}), "negative"),
         ("group_norm", json!({"groups": 2, "eps": 1e-5, "layout": "any"}), "do not fit"),

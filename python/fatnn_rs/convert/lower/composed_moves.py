@@ -18,15 +18,20 @@ from fatnn_rs.convert.lower.composed import rank, shape_of
 __all__ = [
     "along",
     "channel_shuffle",
+    "consecutive_runs",
     "expand_as",
+    "fold",
     "getitem",
     "hsplit",
     "hstack",
+    "index_list",
     "index_select",
     "movedim",
+    "neighbours",
     "pad",
     "repeat",
     "repeat_interleave",
+    "rot90",
     "sliding",
     "squeeze",
     "tensor_split",
@@ -169,6 +174,57 @@ def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride
     return torch.flatten(torch.flatten(torch.stack(taps, 2), 3, 4), 1, 2)
 
 
+def fold(
+    x: Any,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+) -> Any:
+    """Add columns of windows up to a map: spread each position in a window, and add them."""
+    size, kernel, strides, dilations, paddings = (
+        _pair(v) for v in (output_size, kernel_size, stride, dilation, padding)
+    )
+    if rank(x) != 3 or math.prod(kernel) > MAX_COPIES:
+        return None
+    taps = math.prod(kernel)
+    whole = [n + 2 * p for n, p in zip(size, paddings, strict=True)]
+    counts = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(whole, kernel, strides, dilations, strict=True)
+    ]
+    windows = torch.reshape(x, (-1, shape_of(x)[1] // taps, taps, *counts))
+    total: Any = None
+    for at in range(taps):
+        part = windows[:, :, at]
+        for dim, step in zip((2, 3), strides, strict=True):
+            if step > 1:
+                zeros = torch.where(part == part, 0.0, 0.0)
+                part = torch.stack([part] + [zeros] * (step - 1), dim + 1)
+                part = torch.flatten(part, dim, dim + 1)
+        before = [i * d for i, d in zip(divmod(at, kernel[1]), dilations, strict=True)]
+        after = [
+            n - first - count * step
+            for n, first, count, step in zip(whole, before, counts, strides, strict=True)
+        ]
+        part = functional.pad(part, [before[1], after[1], before[0], after[0]])
+        total = part + 0.0 if total is None else total + part
+    for dim, p in zip((2, 3), paddings, strict=True):
+        total = total[along(dim, slice(p, -p))] if p else total
+    return total
+
+
+def index_list(x: Any, indices: Any) -> Any:
+    """``aten.index``: index dimensions by tensors, or take all of those that have None."""
+    return getitem(x, tuple(slice(None) if i is None else i for i in indices))
+
+
+def neighbours(x: Any, dim: int, size: int) -> list[Any]:
+    """Return, per position in a window, what is there for all windows of step 1."""
+    return _windows(x, dim, size, 1)
+
+
 def sliding(x: Any, dimension: Any, size: Any, step: Any) -> Any:
     """Take all windows of one dimension."""
     if size > MAX_COPIES:
@@ -177,9 +233,13 @@ def sliding(x: Any, dimension: Any, size: Any, step: Any) -> Any:
 
 
 def pad(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Any:
-    """Pad if some sides are negative: a negative side crops."""
-    if mode != "constant" or min(pad, default=0) >= 0:
+    """Pad if some sides are negative, which crops, or if the value is infinite or NaN."""
+    finite = value is None or math.isfinite(value)
+    if mode != "constant" or (finite and min(pad, default=0) >= 0):
         return None
+    if not finite:  # a file holds finite attributes: mark what is inside, and fill the rest
+        inside = functional.pad(torch.where(x == x, 1.0, 1.0), pad)
+        return torch.where(inside != 0, functional.pad(x, pad), float(value))
     last = rank(x) - 1
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         if before < 0 or after < 0:
@@ -189,16 +249,37 @@ def pad(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Any:
     return functional.pad(x, grown, "constant", value or 0.0) if any(grown) else x
 
 
+def consecutive_runs(places: Any) -> list[list[int]]:
+    """Split indices into runs of consecutive ones; [] if they are too many or no indices."""
+    if not places or not all(type(place) is int and place >= 0 for place in places):
+        return []
+    ends = [i + 1 for i, (a, b) in enumerate(itertools.pairwise(places)) if b != a + 1]
+    runs = [places[i:j] for i, j in itertools.pairwise([0, *ends, len(places)])]
+    return runs if len(runs) <= MAX_COPIES else []
+
+
 def index_select(x: Any, dim: Any, index: Any) -> Any:
     """Take given indices of a dimension: slices of consecutive ones, joined."""
     at, places = dim % rank(x), index.tolist() if isinstance(index, Tensor) else list(index)
-    if not at or not places or not all(type(place) is int and place >= 0 for place in places):
+    if not places or not all(type(place) is int for place in places):
         return None
-    ends = [i + 1 for i, (a, b) in enumerate(itertools.pairwise(places)) if b != a + 1]
-    runs = [places[i:j] for i, j in itertools.pairwise([0, *ends, len(places)])]
-    if len(runs) > MAX_COPIES:
-        return None
+    runs = consecutive_runs(places) if at else []
+    if not runs:
+        if min(places) < 0:
+            size = shape_of(x)[at]
+            places = [place + size if place < 0 else place for place in places]
+        return torch.index_select(x, at, torch.tensor(places))
     return torch.cat([x[along(at, slice(run[0], run[-1] + 1))] for run in runs], at)
+
+
+def rot90(x: Any, k: Any = 1, dims: Any = (0, 1)) -> Any:
+    """Rotate by quarter turns: reverse one or both dimensions, or swap them."""
+    first, second = dims
+    if k % 4 == 0:
+        return x + 0
+    if k % 4 == 2:
+        return torch.flip(x, [first, second])
+    return torch.transpose(torch.flip(x, [second if k % 4 == 1 else first]), first, second)
 
 
 def getitem(x: Any, index: Any) -> Any:
@@ -208,7 +289,12 @@ def getitem(x: Any, index: Any) -> Any:
     rest = [part for i, part in enumerate(parts) if i not in given]
     if len(given) != 1 or any(part != slice(None) for part in rest):
         return None
-    places = parts[given[0]]
-    if isinstance(places, Tensor) and places.dim() != 1:
+    at, places = given[0], parts[given[0]]
+    if not isinstance(places, Tensor) or places.dim() == 1:
+        return index_select(x, at, places)
+    if not places.dim():
         return None
-    return index_select(x, given[0], places)
+    shape = shape_of(x)
+    front = (-1, *shape[1:at]) if at else ()
+    made = index_select(x, at, places.flatten())
+    return torch.reshape(made, (*front, *places.shape, *shape[at + 1 :]))

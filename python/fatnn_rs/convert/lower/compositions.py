@@ -7,6 +7,7 @@ its bits with torch's.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -195,6 +196,17 @@ def _rrelu(
     return None if training else functional.leaky_relu(x, (lower + upper) / 2)
 
 
+def _local_response_norm(
+    x: Any, size: Any, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 1.0
+) -> Any:
+    if rank(x) not in (3, 4) or not 0 < size <= moves.MAX_COPIES:
+        return None
+    sides = [0, 0] * (rank(x) - 2) + [size // 2, (size - 1) // 2]
+    parts = moves.neighbours(functional.pad(x * x, sides), 1, size)
+    total = functools.reduce(operator.add, parts)
+    return x / torch.pow(total / size * alpha + k, beta)
+
+
 def _softmax_of_channels(module: Any, x: Any) -> Any:
     return torch.softmax(x, -3 % rank(x))
 
@@ -245,6 +257,7 @@ _NAMED: dict[str, Callable[..., Any]] = {
     "pow": _cube,
     "pad": moves.pad,
     "index_select": moves.index_select,
+    "rot90": moves.rot90,
     "matmul": _matvec,
     "mv": _matvec,
     "softsign": _softsign,
@@ -268,7 +281,11 @@ def _functions() -> dict[Any, Callable[..., Any]]:
             if overload in ("default", "Tensor", "Scalar", "other", "dim", "dims", "self_int"):
                 found.setdefault(getattr(packet, overload), composed)
     found[functional.threshold] = _threshold
+    found[functional.local_response_norm] = _local_response_norm
     found[functional.unfold] = moves.unfold
+    found |= {functional.fold: moves.fold, _aten.col2im.default: moves.fold}
+    found[_aten.im2col.default] = moves.unfold
+    found[_aten.index.Tensor] = moves.index_list
     found[operator.getitem] = moves.getitem
     return found
 
@@ -312,10 +329,14 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Threshold: lambda m, x: _threshold(x, m.threshold, m.value),
     nn.Hardshrink: lambda m, x: _hardshrink(x, m.lambd),
     nn.Softshrink: lambda m, x: _softshrink(x, m.lambd),
+    nn.LocalResponseNorm: lambda m, x: _local_response_norm(x, m.size, m.alpha, m.beta, m.k),
     nn.CELU: lambda m, x: _celu(x, m.alpha),
     nn.RReLU: lambda m, x: _rrelu(x, m.lower, m.upper),
     nn.Unflatten: lambda m, x: moves.unflatten(x, m.dim, m.unflattened_size),
     nn.ChannelShuffle: lambda m, x: moves.channel_shuffle(x, m.groups),
+    nn.Fold: lambda m, x: moves.fold(
+        x, m.output_size, m.kernel_size, m.dilation, m.padding, m.stride
+    ),
     nn.Unfold: lambda m, x: moves.unfold(x, m.kernel_size, m.dilation, m.padding, m.stride),
     **dict.fromkeys(_PADS, _padding),
 }

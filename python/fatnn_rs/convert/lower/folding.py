@@ -8,7 +8,7 @@ All sizes but the batch are the example's, and the inputs are then fixed to thes
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.record import TensorMeta
 
-__all__ = ["PLAIN", "Fixed", "Folding", "Repeated"]
+__all__ = ["PLAIN", "Fixed", "Folding", "Repeated", "other_batch"]
 
 #: Dtypes that the engine has → their names in graphs.
 PLAIN: dict[torch.dtype, str] = {
@@ -46,6 +46,11 @@ class Repeated:
     """The value of one sample, repeated along the first dimension for every sample of the batch."""
 
     sample: Tensor
+
+
+def other_batch(batch: int) -> int:
+    """Return a second batch size. It is far from the first, to tell ``n // 2`` from a constant."""
+    return 2 * batch + 1
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -94,6 +99,8 @@ class Folding:
         Dimensions of the inputs whose sizes are fixed to the example's.
     attribute
         Maps a ``get_attr`` node to the attribute that it names.
+    first_sizes
+        Node → first size of its value at :func:`other_batch`, if known.
     """
 
     def __init__(
@@ -103,12 +110,16 @@ class Folding:
         inputs: Sequence[fx.Node],
         fixed: Sequence[int],
         attribute: Callable[[fx.Node], Any],
+        first_sizes: Mapping[fx.Node, int] | None = None,
     ) -> None:
         self._seen, self._attribute = seen, attribute
+        self._first_sizes = first_sizes or {}
         self._inputs = frozenset(inputs)
         sizes = {seen[node].shape[0] for node in inputs if seen[node].shape}
         self._batch = None if 0 in fixed or len(sizes) != 1 else sizes.pop()
-        #: Node → its values at the example's batch size and at one more.
+        #: Extra samples of the other batch size.
+        self._more = 0 if self._batch is None else other_batch(self._batch) - self._batch
+        #: Node → its values at the example's batch size and at the other one.
         self.values: dict[fx.Node, tuple[Any, Any]] = {}
         #: Node → the nodes on whose sizes it depends.
         self.sources: dict[fx.Node, frozenset[fx.Node]] = {}
@@ -178,7 +189,8 @@ class Folding:
         shape = self._seen[source].shape
         if not shape or not -len(shape) <= dim < len(shape):
             return False
-        return dim % len(shape) > 0 or self._batch is None or source in self._inputs
+        known = self._batch is None or source in self._inputs or source in self._first_sizes
+        return dim % len(shape) > 0 or known
 
     def compute(self, node: fx.Node) -> bool:
         """Compute a node if possible; return whether it was computed."""
@@ -195,7 +207,8 @@ class Folding:
             shape = self._seen[source].shape
             size = shape[dim]
             first = dim % len(shape) == 0 and self._batch is not None
-            self.values[node] = (size, size + 1 if first else size)
+            other = self._first_sizes.get(source, size + self._more) if first else size
+            self.values[node] = (size, other)
             self.sources[node] = frozenset() if first else frozenset((source,))
             return True
         typed = self._type_source(node)
@@ -208,7 +221,7 @@ class Folding:
         for i in range(2):
             known: dict[fx.Node, Any] = {argument: self.values[argument][i] for argument in read}
             if typed is not None:
-                known[typed] = self._sample(typed, i if self._batch is not None else 0)
+                known[typed] = self._sample(typed, i * self._more)
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
             try:
                 if node.op == "call_method":
@@ -235,7 +248,7 @@ class Folding:
         sample = one[:1]
         repeats = (
             one.dim() > 0
-            and (one.shape[0], other.shape[0]) == (self._batch, (self._batch or 0) + 1)
+            and (one.shape[0], other.shape[0]) == (self._batch, one.shape[0] + self._more)
             and one.shape[1:] == other.shape[1:]
             and one.shape[0] > 0
         )
@@ -248,7 +261,8 @@ class Folding:
         """Return the rank of a value that holds the indices 0, 1, ... of all samples, or None."""
         if not isinstance(node, fx.Node) or node not in self.values or self._batch is None:
             return None
-        for value, batch in zip(self.values[node], (self._batch, self._batch + 1), strict=True):
+        batches = (self._batch, self._batch + self._more)
+        for value, batch in zip(self.values[node], batches, strict=True):
             if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
                 return None
             if not value.dim() or (value.shape[0], value.numel()) != (batch, batch):
@@ -256,6 +270,11 @@ class Folding:
             if value.flatten().tolist() != list(range(batch)):
                 return None
         return int(self.values[node][0].dim())
+
+    @property
+    def needs_first_sizes(self) -> bool:
+        """Whether first sizes at another batch size could help, and are not known."""
+        return self._batch is not None and not self._first_sizes
 
     def number(self, node: Any) -> int | float | bool | None:
         """Return a computed number that does not depend on the batch, or None."""

@@ -116,6 +116,10 @@ def pad(
         or not all(isinstance(p, int) for p in pad)
     ):
         return None
+    if mode == "constant":
+        pad = list(pad)
+        while len(pad) > 2 and not any(pad[-2:]):  # dimensions that stay as they are
+            del pad[-2:]
     if mode == "constant" and min(pad, default=0) < 0:
         return None  # it cuts: a composition of slices and a padding
     fill = 0.0 if value is None else value
@@ -303,7 +307,11 @@ FUNCTIONS: dict[Any, Row] = {
     functional.adaptive_avg_pool1d: adaptive_avg_pool(1),
     functional.adaptive_avg_pool2d: adaptive_avg_pool(2),
     **dict.fromkeys(
-        (torch.clone, _aten.clone.default, _aten.contiguous.default, _aten.detach.default), copied
+        (
+            *(torch.clone, _aten.clone.default, _aten.contiguous.default),
+            *(_aten.detach.default, _aten.alias.default),
+        ),
+        copied,
     ),
     _aten.dropout.default: dropout,
     _aten.feature_dropout.default: dropout,

@@ -40,6 +40,8 @@ class Lowering:
         self.not_composed = not_composed
         #: Value name → call, of the results of compositions.
         self.composed: dict[str, fx.Node] = {}
+        #: Value name → the node whose strides it has, of what a composed call writes.
+        self.written: dict[str, fx.Node] = {}
         self.graph = Graph(notes=list(captured.notes), arguments=captured.arguments)
         self.env: dict[fx.Node, Any] = {}
         #: Value name → dtype.
@@ -51,6 +53,7 @@ class Lowering:
             [placeholders[name] for name in captured.inputs],
             captured.fixed,
             lambda node: attribute_of(captured.root, str(node.target)),
+            captured.first_sizes,
         )
         self.folded: dict[tuple[fx.Node, int], Ref] = {}
         self.node: fx.Node
@@ -80,7 +83,8 @@ class Lowering:
             if isinstance(made, Ref):
                 found.setdefault(made.name, self.seen(node).layout)
         # The last operation of a composition may have another layout than the call.
-        return found | {name: self.seen(node).layout for name, node in self.composed.items()}
+        made = self.composed | self.written
+        return found | {name: self.seen(node).layout for name, node in made.items()}
 
     def value(self, argument: Any) -> str | None:
         """Return the value name of a float32 tensor argument, or None."""
@@ -124,6 +128,7 @@ class Lowering:
         dtypes: Mapping[str, str] | None = None,
         note: str = "",
         call: Callable[..., Any] | None = None,
+        name: str = "",
     ) -> Ref:
         """Add a node for the call being lowered.
 
@@ -151,13 +156,15 @@ class Lowering:
             Shown in the report.
         call
             The function that a ``torch`` node calls.
+        name
+            Name of the value, instead of the call's.
 
         Returns
         -------
         Ref
             The new node's value.
         """
-        name = unused_name(self.node.name + suffix, self.index())
+        name = unused_name(name or self.node.name + suffix, self.index())
         if dtype is None:
             dtype = self.types[inputs[0]] if inputs and form_of(op) == "shape" else "float32"
         self.types[name] = dtype

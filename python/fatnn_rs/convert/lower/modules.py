@@ -110,9 +110,7 @@ def _batch_norm(ctx: Lowering, module: Any, input: Any) -> Ref | None:
         "weight": module.weight,
         "bias": module.bias,
     }
-    return ctx.emit(
-        "batch_norm", [name], {"eps": float(module.eps), "layout": ctx.seen(input).layout}, tensors
-    )
+    return normalization.batch_norm_node(ctx, input, name, float(module.eps), tensors)
 
 
 def _prelu(ctx: Lowering, module: Any, input: Any) -> Ref | None:

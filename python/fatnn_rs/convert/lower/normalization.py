@@ -16,7 +16,7 @@ from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 from fatnn_rs.convert.lower.products import constant_tensors
 
-__all__ = ["FUNCTIONS", "MODULES"]
+__all__ = ["FUNCTIONS", "MODULES", "batch_norm_node"]
 
 
 def batch_norm(
@@ -43,9 +43,29 @@ def batch_norm(
         or tensors["var"] is None
     ):
         return None
-    return ctx.emit(
-        "batch_norm", [name], {"eps": float(eps), "layout": ctx.seen(input).layout}, tensors
-    )
+    return batch_norm_node(ctx, input, name, float(eps), tensors)
+
+
+def batch_norm_node(
+    ctx: Lowering, input: Any, name: str, eps: float, tensors: dict[str, Any]
+) -> Ref:
+    """Add a BatchNorm. On strided inputs torch computes it in four roundings, one by one."""
+    layout, rank = ctx.seen(input).layout, len(ctx.shape(input))
+    if layout in ("contiguous", "channels_last"):
+        return ctx.emit("batch_norm", [name], {"eps": eps, "layout": layout}, tensors)
+    mean, var, weight, bias = (tensors[role] for role in ("mean", "var", "weight", "bias"))
+    steps = [("sub", mean), ("mul", 1 / torch.sqrt(var + eps))]
+    steps += [] if weight is None else [("mul", weight)]
+    steps.append(("add", torch.zeros_like(mean) if bias is None else bias))  # -0 + 0 is 0
+    for i, (op, values) in enumerate(steps):
+        end = f"_{i}" if i + 1 < len(steps) else ""
+        values = values.detach().reshape(-1, *[1] * (rank - 2))
+        shape = tuple(values.shape)
+        other = ctx.emit(
+            "constant", [], {}, {"value": values}, suffix=f"_{op}_{i}", shape=shape, dtype="float32"
+        )
+        name = ctx.emit(op, [name, other.name], suffix=end).name
+    return Ref(name)
 
 
 def _aten_batch_norm(

@@ -103,7 +103,9 @@ def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
     if name is None or not sizes or any(_number(ctx, size) is None for size in sizes):
         return None
     literal = [size if isinstance(size, int) else None for size in sizes]
-    computed = not isinstance(sizes[0], int) and batch_source(ctx, sizes[0]) is None
+    computed = not isinstance(sizes[0], int) and not (
+        batch_source(ctx, sizes[0]) is not None and source and _number(ctx, sizes[0]) == source[0]
+    )
     if -1 in literal[1:] and computed:
         # The first size may be a multiple of the batch. It becomes the -1, and the former -1 is
         # the example's size.

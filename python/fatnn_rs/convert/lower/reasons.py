@@ -8,10 +8,6 @@ from typing import Any
 __all__ = ["reason"]
 
 _THREE_AXES = "operations over three spatial axes run in torch"
-_MODES = {
-    "bicubic": "bicubic interpolation runs in torch",
-    "trilinear": _THREE_AXES,
-}
 
 
 def reason(name: str, arguments: Mapping[str, Any]) -> str:
@@ -24,10 +20,5 @@ def reason(name: str, arguments: Mapping[str, Any]) -> str:
     arguments
         The call's named arguments, or the module's attributes.
     """
-    if "3d" in name.lower():
-        return _THREE_AXES
-    if arguments.get("antialias") is True or name.endswith("_aa"):
-        return "antialiased interpolation runs in torch"
-    if "interpolate" in name or "Upsample" in name or "upsample" in name:
-        return _MODES.get(str(arguments.get("mode")), "")
-    return ""
+    three_axes = "3d" in name.lower() or arguments.get("mode") == "trilinear"
+    return _THREE_AXES if three_axes else ""

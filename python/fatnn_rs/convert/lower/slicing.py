@@ -1,4 +1,4 @@
-"""Calls that take parts of a tensor or join tensors: slices, splits, concatenations, rolls."""
+"""Calls that take parts of a tensor or join tensors: slices, indices, concatenations, rolls."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from fatnn_rs.convert.graph import Ref
+from fatnn_rs.convert.lower.composed_moves import consecutive_runs
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS"]
@@ -232,17 +233,47 @@ def roll(ctx: Lowering, input: Any, shifts: Any, dims: Any = None) -> Ref | None
         or 0 in shape
     ):
         return None
+    if any(
+        dim % len(shape) == 0 and abs(shift) > 1 for shift, dim in zip(shifts, dims, strict=True)
+    ):
+        return None  # where the batch is cut would depend on its size
     ctx.fixed_size_values.append(name)
     for i, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
         at, last = dim % len(shape), i + 1 == len(dims)
-        cut = -shift % shape[at]
-        parts = [
-            _sliced(ctx, name, shape, at, part, False) for part in (slice(cut, None), slice(0, cut))
-        ]
+        cut = -shift % shape[at] if at else -shift
+        ends = (slice(cut, None), slice(0, cut))
+        parts = [_sliced(ctx, name, shape, at, part, False) for part in ends]
         names = [part.name for part in parts if part is not None]
         suffix = "" if last else f"_roll_{len(ctx.graph.nodes)}"
         name = ctx.emit("cat", names, {"dim": at}, suffix=suffix, shape=shape).name
     return Ref(name)
+
+
+def flip(ctx: Lowering, input: Any, *dims: Any) -> Ref | None:
+    """Reverse dimensions, one after the other."""
+    name, rank = ctx.plain(input), len(ctx.shape(input))
+    given = list(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else list(dims)
+    if name is None or not given or not all(type(d) is int and -rank <= d < rank for d in given):
+        return None
+    for i, dim in enumerate(given):
+        suffix = "" if i + 1 == len(given) else f"_flip_{len(ctx.graph.nodes)}"
+        attrs, dtype = {"dim": dim % rank}, ctx.types[name]
+        name = ctx.emit("flip", [name], attrs, suffix=suffix, dtype=dtype).name
+    return Ref(name)
+
+
+def index_select(ctx: Lowering, input: Any, dim: Any, index: Any) -> Ref | None:
+    """Take the indices of a dimension that a vector lists."""
+    name, places, rank = ctx.plain(input), ctx.plain(index), len(ctx.shape(input))
+    if name is None or places is None or type(dim) is not int or not -rank <= dim < rank:
+        return None
+    if ctx.seen(index).dtype not in (torch.int32, torch.int64) or len(ctx.shape(index)) != 1:
+        return None
+    known = ctx.constant(index)
+    if known is not None and dim % rank and consecutive_runs(known.tolist()):
+        return None  # a composition of slices
+    attrs, dtype = {"dim": dim % rank}, ctx.types[name]
+    return ctx.emit("index_select", [name, places], attrs, dtype=dtype)
 
 
 _aten = torch.ops.aten
@@ -261,6 +292,10 @@ FUNCTIONS: dict[Any, Row] = {
     torch.concatenate: cat,
     torch.stack: stack,
     torch.roll: roll,
+    torch.flip: flip,
+    torch.fliplr: lambda ctx, input: flip(ctx, input, 1),
+    torch.flipud: lambda ctx, input: flip(ctx, input, 0),
+    torch.index_select: index_select,
     _aten.select.int: select,
     _aten.slice.Tensor: aten_slice,
     _aten.narrow.default: narrow,
@@ -271,6 +306,8 @@ FUNCTIONS: dict[Any, Row] = {
     _aten.cat.default: cat,
     _aten.stack.default: stack,
     _aten.roll.default: roll,
+    _aten.flip.default: flip,
+    _aten.index_select.default: index_select,
 }
 
 #: Tensor methods → row.
@@ -281,4 +318,8 @@ METHODS: dict[str, Row] = {
     "chunk": chunk,
     "unbind": unbind,
     "roll": roll,
+    "flip": flip,
+    "fliplr": lambda ctx, input: flip(ctx, input, 1),
+    "flipud": lambda ctx, input: flip(ctx, input, 0),
+    "index_select": index_select,
 }

@@ -105,10 +105,11 @@ def interpolate(
     """Interpolate to a given size, to another tensor's size, or by a factor."""
     name, rank = ctx.value(input), len(ctx.shape(input))
     axes = rank - 2
-    if name is None or axes not in _LINEAR or antialias or 0 in ctx.shape(input):
+    if name is None or axes not in _LINEAR or 0 in ctx.shape(input):
         return None
     nearest = mode in ("nearest", "nearest-exact")
-    if not nearest and mode not in (_LINEAR[axes], "area"):
+    filtered = axes == 2 and (mode == "bicubic" or (mode == "bilinear" and bool(antialias)))
+    if (antialias and not filtered) or not (nearest or filtered or mode in (_LINEAR[axes], "area")):
         return None
     inputs, sizes, factors = [name], [], []
     like = sizes_of(ctx, size)
@@ -143,7 +144,10 @@ def interpolate(
     }
     if nearest:
         return ctx.emit("interpolate_nearest", inputs, {**attrs, "mode": mode})
-    return ctx.emit("interpolate_linear", inputs, {**attrs, "align_corners": bool(align_corners)})
+    attrs["align_corners"] = bool(align_corners)
+    if filtered:
+        attrs |= {"mode": mode, "antialias": bool(antialias)}
+    return ctx.emit("interpolate_filter" if filtered else "interpolate_linear", inputs, attrs)
 
 
 def _area(ctx: Lowering, input: Any, name: str, size: list[int], fixed: bool) -> Ref:
@@ -154,12 +158,14 @@ def _area(ctx: Lowering, input: Any, name: str, size: list[int], fixed: bool) ->
     return ctx.emit(f"adaptive_avg_pool{len(size)}d", [name], attrs)
 
 
-def _aten_upsample(mode: str, linear: bool) -> Row:
+def _aten_upsample(mode: str, linear: bool, antialias: bool = False) -> Row:
     """Lower ``aten.upsample_*.vec``, whose arguments are in another order."""
 
     def row(ctx: Lowering, input: Any, output_size: Any, *rest: Any) -> Ref | None:
         align_corners, factors = rest if linear else (None, *rest)
-        made: Ref | None = interpolate(ctx, input, output_size, factors, mode, align_corners)
+        made: Ref | None = interpolate(
+            ctx, input, output_size, factors, mode, align_corners, antialias=antialias
+        )
         return made
 
     return row
@@ -216,6 +222,24 @@ def adaptive_max_pool(dims: int) -> Row:
     return row
 
 
+def _aten_max_pool(dims: int) -> Row:
+    """Lower ``aten.adaptive_max_pool``, which also returns indices, if nothing reads them."""
+    function = adaptive_max_pool(dims)
+
+    def row(ctx: Lowering, input: Any, output_size: Any) -> tuple[Ref, None] | None:
+        for user in ctx.node.users:
+            if user.target is not operator.getitem or (user.args[1] != 0 and user.users):
+                return None
+        name, shape = ctx.value(input), ctx.shape(input)
+        if name is None or len(shape) != dims + 2:
+            return None
+        made = function(ctx, input, output_size)
+        ctx.graph.nodes[-1].shape = (*shape[:2], *output_size)
+        return None if made is None else (made, None)
+
+    return row
+
+
 def _upsample(ctx: Lowering, module: Any, input: Any) -> Ref | None:
     """Lower ``nn.Upsample``."""
     made: Ref | None = interpolate(
@@ -247,12 +271,17 @@ FUNCTIONS: dict[Any, Row] = {
     _aten._upsample_nearest_exact2d.vec: _aten_upsample("nearest-exact", linear=False),
     _aten.upsample_linear1d.vec: _aten_upsample("linear", linear=True),
     _aten.upsample_bilinear2d.vec: _aten_upsample("bilinear", linear=True),
+    _aten.upsample_bicubic2d.vec: _aten_upsample("bicubic", linear=True),
+    _aten._upsample_bilinear2d_aa.vec: _aten_upsample("bilinear", linear=True, antialias=True),
+    _aten._upsample_bicubic2d_aa.vec: _aten_upsample("bicubic", linear=True, antialias=True),
     torch.pixel_shuffle: pixel_shuffle,
     functional.pixel_shuffle: pixel_shuffle,
     _aten.pixel_shuffle.default: pixel_shuffle,
     torch.pixel_unshuffle: pixel_unshuffle,
     functional.pixel_unshuffle: pixel_unshuffle,
     _aten.pixel_unshuffle.default: pixel_unshuffle,
+    _aten.adaptive_max_pool1d.default: _aten_max_pool(1),
+    _aten.adaptive_max_pool2d.default: _aten_max_pool(2),
     functional.adaptive_max_pool1d: adaptive_max_pool(1),
     functional.adaptive_max_pool2d: adaptive_max_pool(2),
 }

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from fatnn_rs.convert.capture import Captured
-from fatnn_rs.convert.graph import Graph, Ref
+from fatnn_rs.convert.first_sizes import first_sizes
+from fatnn_rs.convert.graph import Graph, Ref, refs
 from fatnn_rs.convert.lower import compositions
 from fatnn_rs.convert.lower.calls import clean_copy, has_hooks, target_name
 from fatnn_rs.convert.lower.composed import compose
@@ -34,6 +35,7 @@ from fatnn_rs.convert.lower.input_limits import (
 from fatnn_rs.convert.lower.lowering import Lowering, Row, attribute_of, fx_nodes
 from fatnn_rs.convert.lower.modules import module_row
 from fatnn_rs.convert.lower.reasons import reason
+from fatnn_rs.convert.lower.slice_writes import without_writes
 from fatnn_rs.convert.lower.strides import keep_strides
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
@@ -54,6 +56,10 @@ _ASSERTIONS = frozenset(
         "_assert_tensor_metadata.default",
     }
 )
+
+
+#: Names of calls that read sizes.
+_SIZES = frozenset({"getattr", "Tensor.size", "sym_size.int"})
 
 
 def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
@@ -199,6 +205,13 @@ def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
     """Lower a call that writes into its arguments: it writes into copies instead."""
     function, inputs, changed = ctx.aliases.rewrite(node)
     ctx.writes = True
+    given = (tuple(inputs), dict[str, Any]())
+    made = compose(ctx, without_writes(function), function, given, _lower_function)
+    if made is not None:
+        for alias, value in zip(changed, made[1:], strict=True):
+            ctx.env[alias], ctx.written[value.name] = value, alias
+        result: Ref = made[0]
+        return result
     whole = ctx.torch_node(function, inputs, {}, target_name(node), rule="write")
     parts = []
     for index, (part, suffix) in enumerate(
@@ -254,12 +267,35 @@ def lower(captured: Captured) -> Graph:
     ConversionError
         If an operation writes into memory in a way that no function can express.
     """
-    return _lower(captured, frozenset())
+    ctx = _lower(captured, frozenset())
+    if ctx.folding.needs_first_sizes and _reads_a_size(ctx.graph):
+        captured.first_sizes = first_sizes(captured)
+        if captured.first_sizes:
+            ctx = _lower(captured, frozenset())
+    return ctx.graph
 
 
-def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Graph:
+def _reads_a_size(graph: Graph) -> bool:
+    """Whether a value that the outputs depend on comes from a size that torch reads."""
+    index = graph.index()
+    rest = [ref.name for ref in refs(graph.outputs)]
+    found: set[str] = set()
+    while rest:
+        name = rest.pop()
+        if name not in found:
+            found.add(name)
+            rest += index[name].inputs
+    return any(
+        index[name].op == "torch" and index[name].attrs["target"] in _SIZES for name in found
+    )
+
+
+def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Lowering:
     """Lower a captured graph without composing some of its calls."""
     ctx = Lowering(captured, not_composed)
+    # torch.fx renames an argument such as "input"; the model's name is in the messages.
+    given = [argument.name for argument in captured.arguments if argument.tensor]
+    names = dict(zip(captured.inputs, given, strict=len(given) == len(captured.inputs)))
     for node in captured.graph.nodes:
         ctx.node = node
         if node.op == "placeholder":
@@ -271,9 +307,9 @@ def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Graph:
                 if captured.batch is not None:
                     high = NO_LIMIT if captured.batch.max is None else captured.batch.max
                     attrs["batch"] = [captured.batch.min, high, captured.batch.multiple]
-                ctx.env[node] = ctx.emit(
-                    "input", [], attrs, dtype=str(seen.dtype).removeprefix("torch.")
-                )
+                dtype = str(seen.dtype).removeprefix("torch.")
+                name = names.get(node.name, node.name)
+                ctx.env[node] = ctx.emit("input", [], attrs, dtype=dtype, name=name)
                 ctx.inputs[node] = ctx.env[node].name
             else:
                 ctx.env[node] = None
@@ -308,4 +344,4 @@ def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Graph:
         return _lower(captured, not_composed | {ctx.composed[name] for name in strided})
     set_channel_dims(ctx.graph)
     fix_sizes_of(ctx.graph, ctx.fixed_size_values)
-    return ctx.graph
+    return ctx

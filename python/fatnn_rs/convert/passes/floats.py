@@ -61,6 +61,10 @@ def _compose(graph: Graph, nodes: list[Node]) -> Callable[[Tensor], Tensor]:
     return run
 
 
+#: Number of points at which a function is tried first.
+_FEW = 16
+
+
 def _epilogue(
     graph: Graph, node: Node, tail: list[Node], blocks: Node | None
 ) -> tuple[list[Node], dict[str, Tensor]]:
@@ -87,9 +91,13 @@ def _epilogue(
     low, high = accumulator_range(weight, ACT_LEVELS[node.attrs["act"]])
     if blocks is not None:
         low, high = maps.reduce_blocks(low, blocks, False), maps.reduce_blocks(high, blocks, True)
-    points = sample(low, high)
+    few, points = sample(low, high, _FEW), None
     for length in range(len(tail), 0, -1):
-        pair = single_fma(_compose(graph, tail[:length]), points, node.attrs["dims"])
+        function, dims = _compose(graph, tail[:length]), node.attrs["dims"]
+        if single_fma(function, few, dims) is None:  # most wrong pairs show at a few points
+            continue
+        points = sample(low, high) if points is None else points
+        pair = single_fma(function, points, dims)
         if pair is None:
             continue
         named = {"scale": pair[0]} if pair[1] is None else {"scale": pair[0], "bias": pair[1]}

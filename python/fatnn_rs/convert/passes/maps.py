@@ -32,7 +32,8 @@ def share_map_sizes(graph: Graph) -> None:
     interpolations = [
         node
         for node in graph.nodes
-        if node.op in ("interpolate_nearest", "interpolate_linear") and len(node.inputs) > 1
+        if node.op in ("interpolate_nearest", "interpolate_linear", "interpolate_filter")
+        and len(node.inputs) > 1
     ]
     if not interpolations:
         return

@@ -316,6 +316,16 @@ def _embedding(node: Node, tensors: Tensors) -> Function:
     return lambda ids: functional.embedding(ids, weight)
 
 
+def _index_select(node: Node, tensors: Tensors) -> Function:
+    dim = node.attrs["dim"]
+    return lambda x, index: x.index_select(dim, index)
+
+
+def _flip(node: Node, tensors: Tensors) -> Function:
+    dim = node.attrs["dim"]
+    return lambda x: x.flip(dim)
+
+
 def _cast(node: Node, tensors: Tensors) -> Function:
     dtype = getattr(torch, node.attrs["to"])
     return lambda x: x.to(dtype)
@@ -398,6 +408,8 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "constant": FloatOp(_constant),
     "embedding": FloatOp(_embedding),
     **{op: FloatOp(_unchanged(getattr(torch, op))) for op in _UNCHANGED},
+    "index_select": FloatOp(_index_select),
+    "flip": FloatOp(_flip),
     "cast": FloatOp(_cast),
     "cumsum": FloatOp(_cumsum),
 }

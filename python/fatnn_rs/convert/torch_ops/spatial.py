@@ -19,9 +19,11 @@ Bind = Callable[[Node, Mapping[str, Tensor]], Function]
 
 def _interpolate(node: Node, tensors: Mapping[str, Tensor]) -> Function:
     how = _interpolate_arguments(node)
-    linear = "align_corners" in node.attrs
+    linear = "mode" not in node.attrs
     if not linear:
         how["mode"] = node.attrs["mode"]
+    if "antialias" in node.attrs:
+        how["antialias"] = node.attrs["antialias"]
 
     def run(x: Tensor, like: Tensor | None = None) -> Tensor:
         mode = {"mode": "linear" if x.dim() == 3 else "bilinear"} if linear else {}
@@ -159,6 +161,7 @@ def _instance_norm(node: Node, tensors: Mapping[str, Tensor]) -> Function:
 FLOATS: dict[str, Bind] = {
     "interpolate_nearest": _interpolate,
     "interpolate_linear": _interpolate,
+    "interpolate_filter": _interpolate,
     "depth_to_space": _depth_to_space,
     "conv_transpose1d": _conv_transpose(functional.conv_transpose1d),
     "conv_transpose2d": _conv_transpose(functional.conv_transpose2d),

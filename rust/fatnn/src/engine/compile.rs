@@ -17,6 +17,7 @@ use super::ops::pool::{Pool, Windows};
 use super::ops::products::{Attention, Matmul};
 use super::ops::quantize::Quantize;
 use super::ops::reduce::{Reduce, Softmax};
+use super::ops::select::Select;
 use super::ops::shape::{Expand, Permute, Reshape, SliceDim};
 use super::order;
 use super::passes::{self, Refusal};
@@ -297,6 +298,8 @@ impl<'a> Compiler<'a> {
                 end: slice.end,
                 step: slice.step,
             }),
+            &Op::IndexSelect { dim } => Box::new(Select { dim, flip: false }),
+            &Op::Flip { dim } => Box::new(Select { dim, flip: true }),
             Op::Expand { shape } => Box::new(Expand(shape.clone())),
             Op::Cat { dim } => Box::new(Concat(*dim)),
             Op::Constant => {

@@ -60,6 +60,10 @@ fn keeps_batch_first(node: &Node, read: &[(FirstDim, &Node)]) -> bool {
         Op::ReshapeLike => read.iter().all(|(first, _)| *first == FirstDim::Batch),
         Op::Permute { dims } => dims.first() == Some(&0),
         Op::Slice(slice) => not_first(slice.dim),
+        Op::Flip { dim } => not_first(*dim),
+        Op::IndexSelect { dim } => {
+            not_first(*dim) && read[0].0 == FirstDim::Batch && read[1].0 == FirstDim::Constant
+        }
         Op::Cat { dim } => {
             not_first(*dim) && read.iter().all(|(first, _)| *first == FirstDim::Batch)
         }

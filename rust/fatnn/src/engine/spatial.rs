@@ -2,6 +2,7 @@
 
 use super::ops::conv_transpose::FloatConvTranspose;
 use super::ops::elementwise::optional_constants;
+use super::ops::filtered_interpolation::Filtered;
 use super::ops::linear_interpolation::Linear;
 use super::ops::pool::{Pool, Windows};
 use super::ops::resize::{Nearest, Shuffle};
@@ -26,6 +27,9 @@ pub(super) fn operation(
         }
         Op::Interpolate(how) if matches!(how.sampling, Sampling::Linear { .. }) => {
             Box::new(Linear(how.clone()))
+        }
+        Op::Interpolate(how) if matches!(how.sampling, Sampling::Filter { .. }) => {
+            Box::new(Filtered(how.clone()))
         }
         Op::Interpolate(how) | Op::InterpolateCodes(how) => Box::new(Nearest(how.clone())),
         Op::DepthToSpace(how) | Op::DepthToSpaceCodes(how) => {

@@ -4,6 +4,7 @@ use super::graph::{Graph, Node, NodeView, Tensors};
 use super::op::Op;
 use super::ops::{OpInfo, Products};
 use super::shapes;
+use super::spatial::Sampling;
 use super::tensor::Tensor;
 use crate::codec::CodesLayout;
 use crate::dtype::ValueType;
@@ -99,6 +100,7 @@ fn work(view: NodeView<'_>, shape: &[usize], output: u128, read: u128, from: &[&
             2 * (keys + size(0, 1) + keys.saturating_mul(size(0, 1)).div_ceil(queries))
         }
         Op::MaxPool(pool) | Op::AvgPool { pool, .. } => elements(&pool.params.kernel),
+        Op::Interpolate(how) if matches!(how.sampling, Sampling::Filter { .. }) => 16,
         Op::Interpolate(_) => 4,
         Op::MaxPoolCodes { params, .. } => elements(&params.kernel),
         _ => 1,

@@ -353,6 +353,16 @@ pub enum Op {
     },
     /// A tensor of the graph as a value.
     Constant,
+    /// Takes the indices of one dimension that the second input lists.
+    IndexSelect {
+        /// The dimension.
+        dim: i64,
+    },
+    /// Reverses one dimension.
+    Flip {
+        /// The dimension.
+        dim: i64,
+    },
     /// Selects rows of the weight by their indices.
     Embedding,
     /// Elementwise comparison of two values.

@@ -16,8 +16,8 @@ mod sums;
 pub(super) use codes::{codes_conv, max_pool_codes, quantize};
 pub(super) use layers::{adaptive, channel, conv, linear, pool};
 pub(super) use moves::{
-    cat, constant, expand, flatten, flatten_leading, pad, permute, reshape, reshape_like, slice,
-    squeeze, unsqueeze,
+    cat, constant, expand, flatten, flatten_leading, flip, index_select, pad, permute, reshape,
+    reshape_like, slice, squeeze, unsqueeze,
 };
 pub(super) use spatial::{conv_transpose, depth_to_space, depth_to_space_codes, interpolate};
 pub(super) use sums::{

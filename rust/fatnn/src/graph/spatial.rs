@@ -16,6 +16,27 @@ pub enum Sampling {
         /// Whether the corner pixels of input and output coincide.
         align_corners: bool,
     },
+    /// Weighted sum of several pixels on each axis.
+    Filter {
+        /// Whether the weights are a cubic function of the distance; otherwise they are linear.
+        cubic: bool,
+        /// Whether the filter widens when the map shrinks.
+        antialias: bool,
+        /// Whether the corner pixels of input and output coincide.
+        align_corners: bool,
+    },
+}
+
+impl Sampling {
+    /// Whether the corner pixels of input and output coincide.
+    pub(crate) fn aligns_corners(self) -> bool {
+        match self {
+            Sampling::Linear { align_corners } | Sampling::Filter { align_corners, .. } => {
+                align_corners
+            }
+            Sampling::Nearest | Sampling::NearestExact => false,
+        }
+    }
 }
 
 /// Interpolation to another size. A second input, if there is one, gives the output size.
@@ -53,7 +74,7 @@ impl Interpolate {
 
     /// Distance in the input between neighbouring output pixels, rounded to float32 as in PyTorch.
     pub(crate) fn ratio(&self, axis: usize, input: usize, output: usize) -> f32 {
-        if let Sampling::Linear { align_corners: true } = self.sampling {
+        if self.sampling.aligns_corners() {
             return if output > 1 { (input as f32 - 1.0) / (output as f32 - 1.0) } else { 0.0 };
         }
         match self.factors.get(axis) {

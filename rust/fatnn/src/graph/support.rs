@@ -151,6 +151,11 @@ pub(super) fn interpolate(op: &Op, inputs: &[&[usize]]) -> Result<(), String> {
     }
 }
 
+/// PyTorch has these filters for two spatial axes only.
+pub(super) fn interpolate_filter(op: &Op, inputs: &[&[usize]]) -> Result<(), String> {
+    if inputs[0].len() == 4 { interpolate(op, inputs) } else { shapes_do_not_fit() }
+}
+
 /// Inputs of one rank. PyTorch also accepts empty vectors, which it skips; the engine does not.
 pub(super) fn cat(op: &Op, inputs: &[&[usize]]) -> Result<(), String> {
     if inputs.iter().all(|shape| shape.len() == inputs[0].len()) {

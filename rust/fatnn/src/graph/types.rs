@@ -137,6 +137,14 @@ pub(super) fn numbers(_: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType
     }
 }
 
+/// A value of any plain type, and the integers that select from it.
+pub(super) fn index_select(_: NodeView<'_>, inputs: &[ValueType]) -> Result<ValueType, String> {
+    match inputs {
+        [kind, index] if ValueType::PLAIN.contains(kind) && index.is_integer() => Ok(*kind),
+        _ => Err(format!("expected a value, and int32 or int64, got {}", type_names(inputs))),
+    }
+}
+
 /// Types as text for an error message.
 fn type_names(inputs: &[ValueType]) -> String {
     inputs.iter().map(ValueType::to_string).collect::<Vec<_>>().join(", ")

@@ -111,6 +111,30 @@ pub(in crate::graph) fn slice(
     Ok(output)
 }
 
+pub(in crate::graph) fn index_select(
+    sizes: &Sizes,
+    view: NodeView<'_>,
+    inputs: &[&[Size]],
+) -> ShapeResult {
+    let &Op::IndexSelect { dim } = &view.node.op else { return same_as_input(sizes, view, inputs) };
+    let mut output = inputs[0].to_vec(); // small: sizes
+    require(!output.is_empty(), || "a scalar has no indices".into())?;
+    let dim = dimension(dim, output.len())?;
+    let &[count] = inputs[1] else {
+        return Err(format!("a vector of indices expected, got the shape {:?}", inputs[1]));
+    };
+    output[dim] = count;
+    Ok(output)
+}
+
+pub(in crate::graph) fn flip(sizes: &Sizes, view: NodeView<'_>, inputs: &[&[Size]]) -> ShapeResult {
+    if let &Op::Flip { dim } = &view.node.op {
+        require(!inputs[0].is_empty(), || "a scalar cannot be reversed".into())?;
+        dimension(dim, inputs[0].len())?;
+    }
+    same_as_input(sizes, view, inputs)
+}
+
 pub(in crate::graph) fn expand(
     sizes: &Sizes,
     view: NodeView<'_>,

@@ -104,6 +104,24 @@ pub(super) const MOVES: &[OpInfo] = &[
         ..MOVE
     },
     OpInfo {
+        name: "index_select",
+        inputs: (2, Some(2)),
+        attrs: &[always("dim", Int)],
+        build: |a| Ok(Op::IndexSelect { dim: a.integer("dim")? }),
+        types: types::index_select,
+        shape: shapes::index_select,
+        form: Form::Other,
+        ..MOVE
+    },
+    OpInfo {
+        name: "flip",
+        attrs: &[always("dim", Int)],
+        build: |a| Ok(Op::Flip { dim: a.integer("dim")? }),
+        shape: shapes::flip,
+        form: Form::Other,
+        ..MOVE
+    },
+    OpInfo {
         name: "cat",
         inputs: (1, None),
         attrs: &[always("dim", Int)],

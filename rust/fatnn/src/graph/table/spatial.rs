@@ -65,6 +65,38 @@ pub(super) const SPATIAL: &[OpInfo] = &[
         ..INTERPOLATE
     },
     OpInfo {
+        name: "interpolate_filter",
+        attrs: &[
+            SIZE,
+            FACTORS,
+            RECOMPUTE,
+            MODE,
+            always("align_corners", Bool),
+            always("antialias", Bool),
+            LAYOUT,
+        ],
+        exactness: Exactness::SumOrder,
+        form: Form::Other,
+        build: |a| {
+            let mode = a.text("mode")?;
+            let (antialias, align_corners) = (a.flag("antialias")?, a.flag("align_corners")?);
+            let cubic = match (mode.as_str(), antialias) {
+                ("bicubic", _) => true,
+                ("bilinear", true) => false,
+                _ => {
+                    return Err(format!(
+                        "mode must be bicubic, or bilinear with antialias, got {mode:?}"
+                    )
+                    .into());
+                }
+            };
+            let sampling = Sampling::Filter { cubic, antialias, align_corners };
+            Ok(Op::Interpolate(interpolate(a, sampling)?))
+        },
+        support: Some(support::interpolate_filter),
+        ..INTERPOLATE
+    },
+    OpInfo {
         name: "depth_to_space",
         build: |a| Ok(Op::DepthToSpace(depth_to_space(a)?)),
         ..SHUFFLE
