@@ -115,3 +115,19 @@ def test_operators_of_export_run_in_the_engine(tmp_path: Path) -> None:
     net = exact(model, x, (torch.randn(3, 3, 8, 8),))
     assert "torch" not in ops_of(net), net.report
     fatnn.save(net, tmp_path / "net")
+
+
+@pytest.mark.parametrize("shift", [1, -1, 0, 2])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_roll_of_the_batch(shift: int, batch: int) -> None:
+    torch.manual_seed(0)
+
+    class Rolled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = torch.roll(super().forward(x), (shift, 1), (0, 1))
+            return y
+
+    x = torch.randn(batch, 4, 6)
+    model = ready(Rolled(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)), x)
+    net = exact(model, x, (torch.randn(5, 4, 6), torch.randn(2, 4, 6), torch.randn(1, 4, 6)))
+    assert ("torch" in ops_of(net)) == (abs(shift) > 1)

@@ -149,8 +149,12 @@ def _difference(net: TernaryNetwork, given: tuple[Any, ...], expected: Any) -> t
 
 
 def _with_batch_size(value: Any, batch: int) -> Any:
-    """Repeat or drop samples of a tensor to get a batch of ``batch``."""
+    """Repeat or drop samples of a tensor to get a batch of ``batch``; repeated floats are scaled."""
     if not isinstance(value, Tensor) or len(value) == batch or not len(value):
         return value
-    index = torch.arange(batch, dtype=torch.int64, device="cpu") % len(value)
-    return in_layout(value.index_select(0, index), layout_of(value))
+    index = torch.arange(batch, dtype=torch.int64, device="cpu")
+    made = value.index_select(0, index % len(value))
+    if value.is_floating_point():  # equal samples would not show their order
+        factors = 1 + (index // len(value)).to(value.dtype) / 4
+        made = made * factors.reshape(-1, *[1] * (value.dim() - 1))
+    return in_layout(made, layout_of(value))

@@ -233,13 +233,16 @@ def roll(ctx: Lowering, input: Any, shifts: Any, dims: Any = None) -> Ref | None
         or 0 in shape
     ):
         return None
+    if any(
+        dim % len(shape) == 0 and abs(shift) > 1 for shift, dim in zip(shifts, dims, strict=True)
+    ):
+        return None  # where the batch is cut would depend on its size
     ctx.fixed_size_values.append(name)
     for i, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
         at, last = dim % len(shape), i + 1 == len(dims)
-        cut = -shift % shape[at]
-        parts = [
-            _sliced(ctx, name, shape, at, part, False) for part in (slice(cut, None), slice(0, cut))
-        ]
+        cut = -shift % shape[at] if at else -shift
+        ends = (slice(cut, None), slice(0, cut))
+        parts = [_sliced(ctx, name, shape, at, part, False) for part in ends]
         names = [part.name for part in parts if part is not None]
         suffix = "" if last else f"_roll_{len(ctx.graph.nodes)}"
         name = ctx.emit("cat", names, {"dim": at}, suffix=suffix, shape=shape).name
