@@ -151,7 +151,14 @@ def test_compositions_have_torchs_bits_and_run_in_the_engine(name: str, tmp_path
 
 @pytest.mark.parametrize(
     "function",
-    [nn.GLU(1), nn.Softmin(1), nn.Softmax2d(), lambda m, y: torch.logsumexp(y, (1, 2))],
+    [
+        nn.LocalResponseNorm(5),
+        nn.LocalResponseNorm(2, 0.1, 0.5, 2.0),
+        nn.GLU(1),
+        nn.Softmin(1),
+        nn.Softmax2d(),
+        lambda m, y: torch.logsumexp(y, (1, 2)),
+    ],
 )
 def test_compositions_of_approximated_functions(function: Any, tmp_path: Any) -> None:
     x = torch.randn(2, 3, 6, 8)

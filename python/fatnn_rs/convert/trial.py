@@ -149,7 +149,7 @@ def _difference(net: TernaryNetwork, given: tuple[Any, ...], expected: Any) -> t
 
 
 def _with_batch_size(value: Any, batch: int) -> Any:
-    """Repeat or drop samples of a tensor to get a batch of ``batch``; repeated floats are scaled."""
+    """Repeat or drop samples to get a batch of ``batch``; repeated floats are scaled."""
     if not isinstance(value, Tensor) or len(value) == batch or not len(value):
         return value
     index = torch.arange(batch, dtype=torch.int64, device="cpu")

@@ -27,6 +27,7 @@ __all__ = [
     "index_list",
     "index_select",
     "movedim",
+    "neighbours",
     "pad",
     "repeat",
     "repeat_interleave",
@@ -217,6 +218,11 @@ def fold(
 def index_list(x: Any, indices: Any) -> Any:
     """``aten.index``: index dimensions by tensors, or take all of those that have None."""
     return getitem(x, tuple(slice(None) if i is None else i for i in indices))
+
+
+def neighbours(x: Any, dim: int, size: int) -> list[Any]:
+    """Return, per position in a window, what is there for all windows of step 1."""
+    return _windows(x, dim, size, 1)
 
 
 def sliding(x: Any, dimension: Any, size: Any, step: Any) -> Any:

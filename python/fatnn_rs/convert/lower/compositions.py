@@ -7,6 +7,7 @@ its bits with torch's.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -195,6 +196,17 @@ def _rrelu(
     return None if training else functional.leaky_relu(x, (lower + upper) / 2)
 
 
+def _local_response_norm(
+    x: Any, size: Any, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 1.0
+) -> Any:
+    if rank(x) not in (3, 4) or not 0 < size <= moves.MAX_COPIES:
+        return None
+    sides = [0, 0] * (rank(x) - 2) + [size // 2, (size - 1) // 2]
+    parts = moves.neighbours(functional.pad(x * x, sides), 1, size)
+    total = functools.reduce(operator.add, parts)
+    return x / torch.pow(total / size * alpha + k, beta)
+
+
 def _softmax_of_channels(module: Any, x: Any) -> Any:
     return torch.softmax(x, -3 % rank(x))
 
@@ -269,6 +281,7 @@ def _functions() -> dict[Any, Callable[..., Any]]:
             if overload in ("default", "Tensor", "Scalar", "other", "dim", "dims", "self_int"):
                 found.setdefault(getattr(packet, overload), composed)
     found[functional.threshold] = _threshold
+    found[functional.local_response_norm] = _local_response_norm
     found[functional.unfold] = moves.unfold
     found |= {functional.fold: moves.fold, _aten.col2im.default: moves.fold}
     found[_aten.im2col.default] = moves.unfold
@@ -316,6 +329,7 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Threshold: lambda m, x: _threshold(x, m.threshold, m.value),
     nn.Hardshrink: lambda m, x: _hardshrink(x, m.lambd),
     nn.Softshrink: lambda m, x: _softshrink(x, m.lambd),
+    nn.LocalResponseNorm: lambda m, x: _local_response_norm(x, m.size, m.alpha, m.beta, m.k),
     nn.CELU: lambda m, x: _celu(x, m.alpha),
     nn.RReLU: lambda m, x: _rrelu(x, m.lower, m.upper),
     nn.Unflatten: lambda m, x: moves.unflatten(x, m.dim, m.unflattened_size),
