@@ -26,6 +26,7 @@ ALLOWED = {
     ("convert/torch_ops/__init__.py", "_EVERYWHERE"),  # a property of torch's loops
     ("convert/torch_ops/floats.py", "_UNCHANGED"),  # names of torch's functions
     ("convert/torch_ops/spatial.py", "FLOATS"),  # functions of torch
+    ("convert/value_places.py", "_ROLES"),  # rules about operations
     ("report.py", "_PRODUCTS"),  # functions that count products
     ("ops/definitions.py", "OPS"),  # operators of torch, by their own names
     ("ops/kernels.py", "KERNELS"),

@@ -29,6 +29,11 @@ ATTRS: dict[str, list[dict[str, Any]]] = {
     "clamp_max": [{"max": 0.0}, {"max": 0.7}],
     "elu": [{"alpha": 0.3}],
     "pow": [{"exponent": e} for e in (4.0, 5.0, -3.0, 1.5, -0.375, 2.0**30)],
+    "fake_quantize": [
+        {"step_size": 0.125, "low": -128, "high": 127},
+        {"step_size": 0.0371, "low": 0, "high": 255},
+        {"step_size": 1e36, "low": -3, "high": 0},
+    ],
     "softplus": [{"beta": 0.5, "threshold": 3.0}, {"beta": 2.0, "threshold": 40.0}],
 }
 
@@ -178,7 +183,7 @@ class ReluPlusHalf(nn.Module):
 )
 def test_modules_functions_and_methods_become_the_operation(op: str) -> None:
     row = SCALARS[op]
-    given = [value if value is not None else 0.5 for value in row.attrs.values()]
+    given = list((dict(row.attrs) if None not in row.attrs.values() else ATTRS[op][0]).values())
     modules: list[nn.Module] = [kind() for kind in row.modules]
     modules += [
         type("Call", (nn.Module,), {"forward": lambda self, x, call=call: call(x, *given)})()

@@ -84,6 +84,7 @@ ABLATIONS: dict[str, Row] = {
     "constant": _ablation("constant learning rate", "ternary.schedule=constant"),
     "decay-all": _ablation("weight decay on steps and BatchNorm", "ternary.decay_all=true"),
     "calibrate-1": _ablation("steps from one image", "quantize.calibration_images=1"),
+    "int8-values": _ablation("int8 values between layers", "quantize.values=int8"),
     "per-channel": _ablation(
         "weight steps per channel", 'quantize.overrides={"re:.*": {per_channel: true}}'
     ),

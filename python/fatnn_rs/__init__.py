@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fatnn_rs.convert.api import convert
     from fatnn_rs.convert.explain import explain
     from fatnn_rs.convert.file import load, save
+    from fatnn_rs.convert.quantize_values import quantize_values
     from fatnn_rs.convert.submodule import convert_submodule
     from fatnn_rs.convert.summary import summary
     from fatnn_rs.convert.verify import verify
@@ -60,6 +61,7 @@ __all__ = [
     "param_groups",
     "prepare",
     "quant",
+    "quantize_values",
     "save",
     "set_num_threads",
     "summary",
@@ -82,6 +84,7 @@ _LAZY = {
     "param_groups": "fatnn_rs.prepare",
     "prepare": "fatnn_rs.prepare",
     "quant": None,
+    "quantize_values": "fatnn_rs.convert",
     "save": "fatnn_rs.convert",
     "set_num_threads": "fatnn_rs._core",
     "summary": "fatnn_rs.convert",

@@ -18,6 +18,7 @@ _ACT = ("ternary", "uint2", "binary")
 _FIRST_LAST = ("float", "int8", "ternary")
 _DEPTHWISE = ("int8", "ternary", "float")
 _ACT_RANGES = ("auto", "half", "full")
+_VALUES = ("float32", "int8")
 
 #: Options that an entry of ``TernaryConfig.overrides`` may set.
 OVERRIDE_KEYS = ("weight", "act", "act_quantizer", "per_channel", "act_range", "scale", "depthwise")
@@ -71,6 +72,9 @@ class TernaryConfig:
         Type of depthwise convolutions, and of grouped ones with at most eight input channels per
         group: ``"int8"``, ``"ternary"`` or ``"float"``. ``first`` and ``last`` may make them wider.
         Their outputs sum few products, so three levels cost accuracy and save no time.
+    values
+        Type of the values between layers: ``"float32"``, or ``"int8"`` to round them with learned
+        steps (:func:`fatnn_rs.quantize_values`). ``prepare`` then returns another module.
     skip
         Layers to leave unchanged: module names (a container's name covers every layer inside it) or
         ``"re:…"``, a regular expression that must match the whole name.
@@ -94,6 +98,7 @@ class TernaryConfig:
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     act_quantizer: str | None = None
     depthwise: str = "int8"
+    values: str = "float32"
 
     def __post_init__(self) -> None:
         """Validate every field."""
@@ -104,6 +109,7 @@ class TernaryConfig:
         _check_choice("first", self.first, _FIRST_LAST)
         _check_choice("last", self.last, _FIRST_LAST)
         _check_choice("depthwise", self.depthwise, _DEPTHWISE)
+        _check_choice("values", self.values, _VALUES)
         if not isinstance(self.skip, (tuple, list)):
             raise ConfigError(
                 f"skip must be a tuple of patterns, got {self.skip!r}; write ({self.skip!r},)"

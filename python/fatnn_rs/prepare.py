@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fatnn_rs.nn.calibrate import calibrate_layers
 from fatnn_rs.nn.examples import run_example
 from fatnn_rs.nn.fused import use_layers
 from fatnn_rs.nn.notes import short_list, write_notes
+from fatnn_rs.replica import replica_with_parameters
 from fatnn_rs.swap.candidates import find_candidates, refuse_models
 from fatnn_rs.swap.choose import choose
 from fatnn_rs.swap.execution_order import FloatRun, find_execution_order, run_float
@@ -57,9 +58,12 @@ def prepare(
     Parameters
     ----------
     model
-        A float model. It is changed in place.
+        A float model. It is changed in place, unless ``config.values`` is ``"int8"``.
     config
-        What to quantize and how; ``TernaryConfig()`` by default.
+        What to quantize and how; ``TernaryConfig()`` by default. With ``values="int8"``, places to
+        round values depend on the model's graph. So the model stays as it is, and a copy of it is
+        prepared, captured on the CPU and returned as :func:`fatnn_rs.quantize_values` does; that
+        needs ``example_inputs``.
     example_inputs
         One batch of *real* data (the model's argument, a tuple of its positional arguments, or a
         dict of its keyword arguments). The model runs on it in eval mode, to observe which layers
@@ -70,7 +74,8 @@ def prepare(
     Returns
     -------
     nn.Module
-        ``model`` itself.
+        ``model`` itself; with ``values="int8"``, a ``torch.fx.GraphModule`` that shares no memory
+        with it.
 
     Warns
     -----
@@ -82,9 +87,12 @@ def prepare(
     Raises
     ------
     ConfigError
-        If a pattern matches no layer; if no layer is left to quantize; if the model was prepared
+        If a pattern matches no layer; if no layer is left to quantize; if ``values="int8"`` comes
+        without ``example_inputs``; if the model was prepared
         before, is wrapped (prepare it first, then wrap it), is on the meta device or has no shapes
         yet; or if methods of a layer were replaced on the instance.
+    ConversionError
+        With ``values="int8"``: if the model cannot be captured, or is not on the CPU.
     InputError
         If the model cannot take ``example_inputs``, or if NaN or infinity reaches a layer.
 
@@ -101,6 +109,13 @@ def prepare(
             "prepare(model, config, example_inputs), with TernaryConfig() as the default"
         )
     refuse_models(model)
+    if config.values == "int8":
+        if example_inputs is None:
+            raise ConfigError(
+                'values="int8": prepare needs example_inputs, one batch of real data, to find the '
+                "values between layers and to initialise their steps"
+            )
+        model = cast("Model", replica_with_parameters(model))
     with preserve_rng_state(), restore_on_error(model) as undo:
         if example_inputs is not None:
             _materialize(model, example_inputs)
@@ -129,6 +144,10 @@ def prepare(
         }
         write_notes(model, {**plan.asked, **candidates.left_float}, problems)
         _warn(unasked, problems)
+        if config.values == "int8":
+            from fatnn_rs.convert.quantize_values import quantize_values
+
+            return cast("Model", quantize_values(model, example_inputs))
     return model
 
 

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["chooses_forward", "patched_methods", "replica", "slots", "unwrapped"]
+__all__ = [
+    "chooses_forward",
+    "patched_methods",
+    "replica",
+    "replica_with_parameters",
+    "slots",
+    "unwrapped",
+]
 
 
 def replica(model: nn.Module, replace: Mapping[nn.Module, nn.Module] | None = None) -> nn.Module:
@@ -38,6 +45,23 @@ def replica(model: nn.Module, replace: Mapping[nn.Module, nn.Module] | None = No
     made: nn.Module = _Copier({id(old): new for old, new in (replace or {}).items()}).copy_module(
         model
     )
+    return made
+
+
+def replica_with_parameters(model: nn.Module) -> nn.Module:
+    """Copy a model with its parameters; shared parameters stay shared."""
+    made = replica(model)
+    cloned: dict[int, nn.Parameter] = {}
+    for module in made.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for name, value in module._parameters.items():
+            if value is None or nn.parameter.is_lazy(value):
+                continue
+            if id(value) not in cloned:
+                data = value.detach().clone()
+                cloned[id(value)] = nn.Parameter(data, requires_grad=value.requires_grad)
+            module._parameters[name] = cloned[id(value)]
     return made
 
 

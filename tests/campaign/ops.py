@@ -352,6 +352,8 @@ PUBLIC: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("fatnn.prepare(make(), fatnn.TernaryConfig(first='ternary', last='int8'), {0})", ("x",)),
     ("fatnn.convert({0}, {1}, {2})", ("model", "x", "'torch'")),
     ("fatnn.convert(model, {0})", ("x",)),
+    ("fatnn.convert(model, x, values={0}, calibration={1})", ("'int8'", "[x]")),
+    ("fatnn.quantize_values({0}, {1}, calibration={2})", ("model", "x", "[x]")),
     ("fatnn.explain({0}, {1})", ("model", "x")),
     ("net.profile({0}, rounds={1})", ("x", "1")),
     ("fatnn.save({0}, {1})", ("net", "'other'")),

@@ -12,6 +12,7 @@ from fatnn_rs.convert.api import convert
 from fatnn_rs.convert.explain import explain
 from fatnn_rs.convert.file import load, save
 from fatnn_rs.convert.network import TernaryNetwork
+from fatnn_rs.convert.quantize_values import quantize_values
 from fatnn_rs.convert.report import Report
 from fatnn_rs.convert.submodule import convert_submodule
 from fatnn_rs.convert.summary import Summary, summary
@@ -26,6 +27,7 @@ __all__ = [
     "convert_submodule",
     "explain",
     "load",
+    "quantize_values",
     "save",
     "summary",
     "verify",

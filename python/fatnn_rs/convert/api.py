@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.nonfinite import origin_of_nan
 from fatnn_rs.convert.passes import run_passes
 from fatnn_rs.convert.progress import Phases
+from fatnn_rs.convert.quantize_values import quantize_values
 from fatnn_rs.convert.size_ranges import Wanted, limit_sizes, wanted_sizes
 from fatnn_rs.convert.trial import check_batches, check_outputs, check_sizes, check_values
 from fatnn_rs.errors import ConfigError, InputError
@@ -25,7 +27,10 @@ from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.replica import unwrapped
 from fatnn_rs.threads import one_thread
 
-__all__ = ["convert", "convert_float"]
+__all__ = ["VALUES", "convert", "convert_float"]
+
+#: Types of the values between layers.
+VALUES = ("float32", "int8")
 
 
 @torch.no_grad()
@@ -36,6 +41,8 @@ def convert(
     *,
     dynamic_shapes: Any = None,
     progress: bool = False,
+    values: str = "float32",
+    calibration: Iterable[Any] | None = None,
 ) -> TernaryNetwork:
     """Convert a trained model with ternary layers into an inference-only network.
 
@@ -71,6 +78,12 @@ def convert(
         as free as the model leaves them. The ends of each range are compared with the model.
     progress
         Whether to show phases and their times on standard error.
+    values
+        Type of the values between layers: ``"float32"``, or ``"int8"`` to round them with
+        :func:`fatnn_rs.quantize_values` before the conversion, without training. The network then
+        computes what ``net.reference()`` computes, not what ``model`` does.
+    calibration
+        With ``values="int8"``: more batches for the steps, each in the form of ``example_inputs``.
 
     Returns
     -------
@@ -86,17 +99,25 @@ def convert(
     InputError
         If ``example_inputs`` hold no tensor, or bring NaN to a quantizer.
     ConfigError
-        If ``float_layers`` is neither ``"torch"`` nor ``"rust"``, or ``dynamic_shapes`` do not
-        match the arguments.
+        If ``float_layers`` or ``values`` is none of its names, ``dynamic_shapes`` do not match the
+        arguments, or ``calibration`` is given for float values.
     """
     model = unwrapped(model)
     check_model(model)
+    if not isinstance(values, str) or values not in VALUES:
+        raise ConfigError(f"values must be one of {', '.join(map(repr, VALUES))}, got {values!r}")
+    if calibration is not None and values == "float32":
+        raise ConfigError('calibration: only values="int8" has steps to calibrate; leave it out')
     if not isinstance(float_layers, str) or float_layers not in FLOAT_LAYERS:
         raise ConfigError(
             f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, "
             f"got {float_layers!r}"
         )
-    return _convert(model, example_inputs, float_layers, progress, dynamic_shapes)
+    if values == "int8":
+        model = quantize_values(model, example_inputs, calibration=calibration)
+    net = _convert(model, example_inputs, float_layers, progress, dynamic_shapes)
+    net.set_reference(model, keep=values == "int8")
+    return net
 
 
 @torch.no_grad()

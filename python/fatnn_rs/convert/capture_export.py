@@ -28,12 +28,15 @@ from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.arguments import describe_arguments
 from fatnn_rs.convert.capture import Captured, SizeRange, copies
 from fatnn_rs.convert.capture_autocast import inline_autocast
+from fatnn_rs.convert.int8_function import Int8Function
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import filled
 from fatnn_rs.nn import QuantizedLayer
+from fatnn_rs.nn.exact_mean import ExactMean
 from fatnn_rs.nn.projections import LinearLike
 from fatnn_rs.nn.subclass import OwnForward
 from fatnn_rs.ops.definitions import LIBRARY
+from fatnn_rs.quant.values import Int8Value
 from fatnn_rs.replica import replica
 
 __all__ = ["by_export"]
@@ -114,6 +117,9 @@ _SHAPES: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
     nn.BatchNorm1d: _same_shape,
     nn.BatchNorm2d: _same_shape,
     nn.PReLU: _same_shape,
+    Int8Value: _same_shape,
+    Int8Function: _same_shape,
+    ExactMean: lambda layer, x: x.mean(layer.dims, layer.keepdim),
 }
 
 

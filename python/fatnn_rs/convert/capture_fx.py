@@ -14,10 +14,14 @@ from torch.fx import _symbolic_trace
 from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.arguments import describe_arguments
 from fatnn_rs.convert.capture import Captured, copies
+from fatnn_rs.convert.input_sizes import InputSizes
+from fatnn_rs.convert.int8_function import Int8Function
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import refilled
 from fatnn_rs.convert.transformer import unmasked_forward, unmasked_root
 from fatnn_rs.nn import QuantizedLayer
+from fatnn_rs.nn.exact_mean import ExactMean
+from fatnn_rs.quant.values import Int8Value
 from fatnn_rs.replica import chooses_forward, patched_methods, replica
 
 __all__ = ["by_fx"]
@@ -41,7 +45,8 @@ class _Tracer(fx.Tracer):
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, QuantizedLayer) or (patched_methods(m) and not chooses_forward(m)):
+        known = (QuantizedLayer, Int8Value, Int8Function, ExactMean, InputSizes)
+        if isinstance(m, known) or (patched_methods(m) and not chooses_forward(m)):
             return True
         if any(isinstance(child, QuantizedLayer) for child in m.modules()):
             return False
@@ -168,13 +173,17 @@ def by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captur
     ]
     output = next(node for node in module.graph.nodes if node.op == "output")
     outputs = refilled(expected, output.args[0])
+    modules = dict(traced.named_modules())
+    limits = [m for m in modules.values() if isinstance(m, InputSizes)]
     return Captured(
         module.graph,
-        dict(traced.named_modules()),
+        modules,
         module,
         filled,
         describe_arguments(model, arguments),
         outputs,
         seen,
         expected,
+        fixed=tuple(sorted({dim for limit in limits for dim in limit.fixed})),
+        batch=limits[0].batch if limits else None,
     )

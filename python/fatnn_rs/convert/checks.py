@@ -17,6 +17,7 @@ from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.structure import leaves, plain
 from fatnn_rs.errors import ConversionError, InputError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
+from fatnn_rs.quant.base import InputQuantizer
 
 __all__ = ["as_root", "check_inputs", "check_model", "check_reached", "quantized_layers"]
 
@@ -150,7 +151,8 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
                 )
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to "
-            "convert; call fatnn_rs.prepare(model) first, and train it"
+            'convert; call fatnn_rs.prepare(model) first, and train it (with values="int8", '
+            "prepare returns another module: train and convert that one)"
         )
     for name, module in model.named_modules():  # those that model.eval() changes
         if module.training:
@@ -198,9 +200,10 @@ def check_reached(graph: fx.Graph, root: nn.Module) -> list[str]:
         ):
             name = node.args[1]
         layer = modules.get(name) if isinstance(name, str) else None
-        if not isinstance(layer, QuantizedLayer) or layer.act_quant.initialized:
+        quantizer = layer.act_quant if isinstance(layer, QuantizedLayer) else layer
+        if not isinstance(quantizer, InputQuantizer) or quantizer.initialized:
             continue
-        if not layer.act_quant.saw_only_zeros:
+        if not quantizer.saw_only_zeros:
             raise ConversionError(
                 f"layer {name!r}: its activation steps were never initialised; train the model, "
                 "give fatnn_rs.nn.calibrate(model, inputs) a batch of real data, or leave the "

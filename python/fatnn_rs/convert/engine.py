@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fatnn_rs import _core
+from fatnn_rs.convert.exact_sums import exact_sums
 from fatnn_rs.convert.fma import fma, same_bits, slope
 from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.lower.strides import is_view
@@ -184,7 +185,7 @@ def _reasons_outside_engine(
     graph: Graph, float_layers: str, excluded: Container[str]
 ) -> dict[str, Reason]:
     """Return the nodes that the engine cannot run bit for bit as required, and why."""
-    index = graph.index()
+    index, exact = graph.index(), exact_sums(graph)
     found: dict[str, Reason] = {}
     for node in graph.nodes:
         row = OPERATIONS.get(node.op)
@@ -197,7 +198,7 @@ def _reasons_outside_engine(
             found[node.name] = (rule, node.note or RULES[rule])
         elif float_layers != "rust" and _keeps_strides(node, found):
             found[node.name] = ("strides", RULES["strides"])
-        elif row.exactness != "exact" and float_layers != "rust":
+        elif row.exactness != "exact" and float_layers != "rust" and node.name not in exact:
             found[node.name] = (row.exactness, RULES[row.exactness])
         elif refused := engine_refusal(
             node.op, json.dumps(node.attrs), [index[name].shape for name in node.inputs]

@@ -20,7 +20,7 @@ from fatnn_rs.convert.flops import count_macs
 from fatnn_rs.errors import ConfigError, FatnnError, PrepareWarning
 from fatnn_rs.nn import Int8Layer, QuantizedLayer, TernaryLayer
 from fatnn_rs.prepare import prepare
-from fatnn_rs.replica import replica, unwrapped
+from fatnn_rs.replica import replica_with_parameters, unwrapped
 from fatnn_rs.report import Report, ReportRow, packed_weight_bytes
 
 __all__ = ["explain"]
@@ -73,34 +73,17 @@ def explain(
     given = copies((example_inputs,))[0]
     notes: list[str] = []
     with _preserve_rng_state():
-        copied = _copy(unwrapped(model)).eval()
+        copied = replica_with_parameters(unwrapped(model)).eval()
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 if not quantized_layers(copied):
-                    prepare(copied, config, given)
+                    copied = prepare(copied, config, given)
             notes = [str(w.message) for w in caught if issubclass(w.category, PrepareWarning)]
             report = convert(copied, given, float_layers).report
         except FatnnError as error:
             report = _report_of_refused(copied, copies(arguments), named, str(error))
     return report.with_notes(notes)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """Copy a model with its parameters; shared parameters stay shared."""
-    made = replica(model)
-    cloned: dict[int, nn.Parameter] = {}
-    for module in made.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        for name, value in module._parameters.items():
-            if value is None or nn.parameter.is_lazy(value):
-                continue
-            if id(value) not in cloned:
-                data = value.detach().clone()
-                cloned[id(value)] = nn.Parameter(data, requires_grad=value.requires_grad)
-            module._parameters[name] = cloned[id(value)]
-    return made
 
 
 @contextmanager

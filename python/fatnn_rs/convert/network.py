@@ -7,11 +7,12 @@ import inspect
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fatnn_rs.convert.engine import FLOAT_LAYERS, Reason, Segment, partition
 from fatnn_rs.convert.graph import Graph, Node, Ref
@@ -41,6 +42,10 @@ _DERIVED = (
     *("_parts", "_why", "_single", "_single_lock", "_inputs"),
     *("_arguments", "_simple", "_constants", "key"),
 )
+
+
+def _no_reference() -> None:
+    return None
 
 
 class TernaryNetwork(InferenceModule):
@@ -91,6 +96,7 @@ class TernaryNetwork(InferenceModule):
         self.training = False
         self._excluded: frozenset[str] = frozenset()
         self._profile: Profile | None = None
+        self._reference: Callable[[], nn.Module | None] = _no_reference
         self._prepare()
 
     def _prepare(self) -> None:
@@ -173,6 +179,30 @@ class TernaryNetwork(InferenceModule):
             segment.keeps_buffers = keep
             if not keep:
                 segment.network.drop_buffers()
+
+    def reference(self) -> nn.Module:
+        """Return the torch module that computes exactly what this network does.
+
+        With ``convert(..., values="int8")`` it is what :func:`fatnn_rs.quantize_values` returned,
+        otherwise the model that was converted: the module itself, not a copy, and only as long as
+        something else keeps it.
+
+        Raises
+        ------
+        ConfigError
+            If the network was loaded or copied, or if the model does not exist any more.
+        """
+        model = self._reference()
+        if model is None:
+            raise ConfigError(
+                "this network has no reference: it was loaded, copied or converted from a part of "
+                "a model, or nothing keeps the model; keep the model that was converted"
+            )
+        return model
+
+    def set_reference(self, model: nn.Module, keep: bool) -> None:
+        """Set what :meth:`reference` returns, and whether the network keeps it in memory."""
+        self._reference = (lambda: model) if keep else weakref.ref(model)
 
     @property
     def segments(self) -> list[Segment]:
@@ -377,6 +407,7 @@ class TernaryNetwork(InferenceModule):
         state = dict(self.__dict__)
         for name in _DERIVED:
             del state[name]
+        state["_reference"] = _no_reference
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

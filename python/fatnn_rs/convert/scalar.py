@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fatnn_rs.convert.graph import Node, Ref
 from fatnn_rs.operations import OPERATIONS
+from fatnn_rs.quant.values import Int8Value, fake_quantize
 
 if TYPE_CHECKING:
     from fatnn_rs.convert.lower import Lowering, Row
@@ -192,6 +193,12 @@ SCALARS: dict[str, ScalarFunction] = {
         (nn.Softplus,),
         attrs={"beta": 1.0, "threshold": 20.0},
     ),
+    "fake_quantize": ScalarFunction(
+        fake_quantize,
+        (fake_quantize,),
+        attrs={"step_size": None, "low": None, "high": None},
+        nondecreasing=_always,
+    ),
 }
 
 
@@ -206,7 +213,12 @@ def _emit(ctx: Lowering, op: str, input: Any, values: tuple[Any, ...], named: At
         isinstance(v, (int, float)) and math.isfinite(v) for v in attrs.values()
     ):
         return None
-    made: dict[str, Any] = {key: float(value) for key, value in attrs.items()}
+    types = {key: OPERATIONS[op].attrs[key][0] for key in attrs}
+    if any(types[key] == "int" and v != int(v) for key, v in attrs.items()):
+        return None
+    made: dict[str, Any] = {
+        key: int(v) if types[key] == "int" else float(v) for key, v in attrs.items()
+    }
     if OPERATIONS[op].exactness != "exact":
         made["layout"] = ctx.seen(input).layout
     return ctx.emit(op, [name], made)
@@ -227,6 +239,10 @@ def _call(op: str, **fixed: float) -> Row:
         )
 
     return row
+
+
+def _int8_value(ctx: Lowering, module: Int8Value, input: Any) -> Ref | None:
+    return _emit(ctx, "fake_quantize", input, (module.step, module.low, module.high), {})
 
 
 def _module(op: str) -> Row:
@@ -319,5 +335,6 @@ METHODS: dict[str, Row] = {
 #: Module classes → row of the lowering.
 MODULES: dict[type[nn.Module], Row] = {
     **{kind: _module(op) for op, scalar in SCALARS.items() for kind in scalar.modules},
+    Int8Value: _int8_value,
     nn.GELU: lambda ctx, module, input: gelu(ctx, input, approximate=module.approximate),
 }

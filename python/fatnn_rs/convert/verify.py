@@ -2,8 +2,9 @@
 
 Both run on the same inputs. In the model, hooks record the results of every ternary layer's
 quantizer. In the network, an observer records the packed codes that every ternary layer reads. They
-are compared code by code. The codes of int8 layers never leave the engine; errors in them show in
-the codes of later layers and in the outputs.
+are compared code by code, and so are values between layers that are rounded to int8, unless they
+became thresholds of the quantizer that reads them. The codes of int8 layers never leave the engine;
+errors in them show in the codes of later layers and in the outputs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import act_kind, code_type, stored
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.torch_ops.codes import squeeze_to
+from fatnn_rs.convert.verify_values import eager_values, network_values
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import Int8Layer
 from fatnn_rs.operations import products_of
@@ -36,20 +38,20 @@ __all__ = ["VerifyReport", "VerifyRow", "max_abs_diff", "unpacked", "verify"]
 
 @dataclass(frozen=True)
 class VerifyRow:
-    """One call of one ternary layer.
+    """One call of one ternary layer, or one int8 value between layers.
 
     Attributes
     ----------
     layer
-        Qualified name.
+        Qualified name of the layer or of the ``Int8Value``.
     call
-        Number of the layer's call, from 0.
+        Number of its call, from 0.
     codes
-        Number of codes that it read.
+        Number of codes that the layer read, or of elements of the value.
     different
         Number of these codes that differ between model and network.
     behind_residual
-        Whether its input depends on a residual addition.
+        Whether the layer's input, or the value, depends on a residual addition.
     """
 
     layer: str
@@ -66,9 +68,9 @@ class VerifyReport:
     Attributes
     ----------
     codes_total, codes_different
-        Number of codes that ternary layers read, and of those that differ.
+        Number of codes that ternary layers read and of int8 values, and of those that differ.
     codes_behind_residual, codes_behind_residual_different
-        The same for layers whose input depends on a residual addition.
+        The same for layers and values that depend on a residual addition.
     max_abs_diff
         Largest absolute difference between outputs. Two NaNs count as equal.
     top1_agreement
@@ -77,7 +79,7 @@ class VerifyReport:
     not_compared
         Ternary and int8 layers that the network runs in torch.
     rows
-        One row per call of a ternary layer.
+        One row per call of a ternary layer or ``Int8Value``.
     """
 
     codes_total: int
@@ -180,7 +182,7 @@ class _NetworkCodes:
     def __init__(self, graph: Graph) -> None:
         self.taken: dict[str, list[Tensor]] = {}
         self.after_residual: dict[str, bool] = {}
-        self._added = _after_addition(graph)
+        self.added = _after_addition(graph)
 
     def __call__(self, node: Node, result: Any, values: list[Any]) -> None:
         products = products_of(node.op)
@@ -190,7 +192,7 @@ class _NetworkCodes:
             return
         self.taken.setdefault(node.layer, []).append(unpacked(node, values[0]))
         self.after_residual[node.layer] = (
-            self.after_residual.get(node.layer, False) or node.inputs[0] in self._added
+            self.after_residual.get(node.layer, False) or node.inputs[0] in self.added
         )
 
 
@@ -265,15 +267,24 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     root = as_root(model)
     observer = _NetworkCodes(net.graph)
     result = net.run_observed(copies(arguments), observer, as_run=True, kwargs=named_copies(named))
-    with _eager_codes(root) as eager:
+    values = network_values(net, arguments, named)
+    with _eager_codes(root) as eager, eager_values(root) as eager_int8:
         expected = root(*copies(arguments), **named_copies(named))
-    strange = sorted(set(observer.taken) - set(eager))
+    strange = sorted({*observer.taken, *values} - {*eager, *eager_int8})
     if strange:
         raise ConversionError(
             f"the network ran quantized layers that the model did not: {', '.join(strange)}; the "
-            "network was not converted from this model"
+            'network was not converted from this model (with values="int8", compare with '
+            "net.reference())"
         )
-    rows = tuple(row for name in eager for row in _compare_layer(name, eager[name], observer))
+    rows = (
+        *(row for name in eager for row in _compare_layer(name, eager[name], observer)),
+        *(
+            row
+            for name, made in values.items()
+            for row in _compare_values(name, eager_int8[name], made, observer)
+        ),
+    )
     report = VerifyReport(
         codes_total=sum(row.codes for row in rows),
         codes_different=sum(row.different for row in rows),
@@ -316,6 +327,22 @@ def _compare_layer(
             )
         different = int((one.reshape(-1) != other.reshape(-1)).sum())
         yield VerifyRow(name, call, one.numel(), different, observer.after_residual[name])
+
+
+def _compare_values(
+    name: str, eager: list[Tensor], made: list[tuple[str, Tensor]], observer: _NetworkCodes
+) -> Iterator[VerifyRow]:
+    if len(made) < len(eager):
+        return  # some became thresholds of a quantizer, whose codes are compared
+    if len(eager) != len(made) or any(
+        one.shape != other.shape for one, (_, other) in zip(eager, made, strict=True)
+    ):
+        raise ConversionError(
+            f"value {name!r} has other shapes in the model than in the network: the network was "
+            "not converted from this model"
+        )
+    for call, (one, (node, other)) in enumerate(zip(eager, made, strict=True)):
+        yield VerifyRow(name, call, one.numel(), int((one != other).sum()), node in observer.added)
 
 
 def _padded_as(packed: Tensor, eager: Tensor, kind: str) -> Tensor:

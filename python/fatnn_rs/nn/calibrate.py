@@ -22,6 +22,7 @@ from fatnn_rs.nn.layers import TernaryLayer, held_weights
 from fatnn_rs.nn.notes import short_list
 from fatnn_rs.nn.observe import observe
 from fatnn_rs.nn.snapshot import Snapshot
+from fatnn_rs.quant.values import Int8Value
 from fatnn_rs.replica import unwrapped
 
 __all__ = ["calibrate", "calibrate_layers", "warn_float"]
@@ -33,9 +34,9 @@ _MIN_EPS = 1e-30
 
 @torch.no_grad()
 def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> None:
-    """Initialise the activation steps of quantized layers from one batch of real data.
+    """Initialise the steps of quantized layers and int8 values from one batch of real data.
 
-    Layers whose steps are initialised already keep them. A BatchNorm that directly follows a
+    Layers and values whose steps are initialised already keep them. A BatchNorm that directly follows a
     ternary layer also takes its running statistics from this batch, because integer sums have
     another scale than the float layer's outputs. So does a BatchNorm that is not frozen and has no
     statistics yet (``num_batches_tracked`` is 0), because in training it gives other values than
@@ -164,10 +165,16 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
                 handles.append(layer.register_forward_hook(after_ternary))
         for norm in norms:
             handles.append(norm.register_forward_pre_hook(before_norm))
+        for name, module in named_modules(model):
+            if isinstance(module, Int8Value):
+                module.layer_name, module.calibrating = name, True
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for module in modes:
+            if isinstance(module, Int8Value):
+                module.calibrating = False
         for module, mode in modes.items():
             module.training = mode
         for norm, (momentum, eps) in numbers.items():
@@ -196,6 +203,7 @@ def _unchanged_on_failure(model: nn.Module, layers: Iterable[QuantizedLayer]) ->
         )
         if name not in ("weight", "bias")
     ]
+    steps += [m.step_size for _, m in named_modules(model) if isinstance(m, Int8Value)]
     before = Snapshot(model, steps)
     try:
         yield

@@ -16,6 +16,7 @@ __all__ = [
     "clamp_min_ste",
     "fit_step",
     "round_ste",
+    "sample_nonzero",
     "scale_gradient",
     "set_value",
     "widen",
@@ -141,7 +142,7 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
     float
         The step, a normal float32; or 0.0 if every value used is zero or subnormal.
     """
-    sample = _sample(x)
+    sample = sample_nonzero(x)
     if not len(sample):
         return 0.0
     # Dividing by the peak keeps the squares of huge and tiny values inside float32.
@@ -160,7 +161,7 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
     )
 
 
-def _sample(x: Tensor) -> npt.NDArray[np.float32]:
+def sample_nonzero(x: Tensor) -> npt.NDArray[np.float32]:
     """Return at most ``_MAX_SAMPLES`` nonzero values, at an even stride.
 
     In NumPy, because torch would wake all its threads for every few thousand values.

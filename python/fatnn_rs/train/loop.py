@@ -196,7 +196,7 @@ class Job:
                 if recipe.ternary.distill
                 else None
             )
-            self.prepare(model)
+            model = self.prepare(model)
             self.train_phase("ternary", recipe.ternary, model, teacher, log)
             result["ternary_accuracy"] = accuracy(model, self.data, self.accelerator)
         result["log"] = log
@@ -214,16 +214,16 @@ class Job:
         self.accelerator.wait_for_everyone()
         return result
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module) -> nn.Module:
         """Make a float model ternary, calibrated in every process with the same images."""
         quantize, batch = self.recipe.quantize, self.recipe.batch_size
         wanted = math.ceil(quantize.calibration_images / batch)
         batches = self.data.train_batches(self.options.seed, 0, batch, 0, ProcessShard())
         images = torch.cat([x for _, (x, _) in zip(range(wanted), batches, strict=False)])
-        device = self.accelerator.device
-        prepare(
-            model.to(device), quantize.config(), images[: quantize.calibration_images].to(device)
-        )
+        # Graphs are captured on the CPU.
+        device = torch.device("cpu") if quantize.values == "int8" else self.accelerator.device
+        images = images[: quantize.calibration_images].to(device)
+        return prepare(model.to(device), quantize.config(), images)
 
     def train_phase(
         self,

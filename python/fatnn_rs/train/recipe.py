@@ -132,6 +132,7 @@ class Quantize(_Section):
     first: str = "float"
     last: str = "float"
     depthwise: str = "int8"
+    values: str = "float32"
     skip: tuple[str, ...] = ()
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     calibration_images: int = Field(default=512, ge=1)

@@ -14,7 +14,7 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     (&["transpose"], &[]),
     (&["dtype", "codec"], &["error"]),
     (&["cpu", "config"], &["error"]),
-    (&["scalar"], &[]),
+    (&["scalar"], &["error"]),
     (&["epilogue"], &["codec", "error", "memory", "scalar"]),
     (
         &["kernels"],

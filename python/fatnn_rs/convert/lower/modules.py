@@ -13,6 +13,8 @@ from torch import nn
 
 from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
+from fatnn_rs.convert.input_sizes import InputSizes
+from fatnn_rs.convert.int8_function import Int8Function
 from fatnn_rs.convert.lower import (
     attention,
     masks,
@@ -122,6 +124,12 @@ def _prelu(ctx: Lowering, module: Any, input: Any) -> Ref | None:
     )
 
 
+def _int8_function(ctx: Lowering, module: Int8Function, input: Any) -> Ref | None:
+    name, value = ctx.value(input), module.value
+    attrs = {"step_size": value.step, "low": value.low, "high": value.high}
+    return None if name is None else ctx.emit("lookup", [name], attrs, {"table": module.table()})
+
+
 def _pool_row(function: Any, *names: str) -> Row:
     """Lower a pooling module: pass its attributes ``names`` to the function's row."""
 
@@ -154,6 +162,8 @@ MODULES: dict[type[nn.Module], Row] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.PReLU: _prelu,
+    Int8Function: _int8_function,
+    InputSizes: lambda ctx, m, input: rows.identity(ctx, input),
     nn.Identity: lambda ctx, m, input: rows.identity(ctx, input),
     nn.Dropout: lambda ctx, m, input: rows.identity(ctx, input),
     nn.Dropout1d: lambda ctx, m, input: rows.identity(ctx, input),

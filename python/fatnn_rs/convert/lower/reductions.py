@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower.lowering import Lowering, Row
+from fatnn_rs.nn.exact_mean import ExactMean
 
 __all__ = ["FUNCTIONS", "METHODS", "MODULES", "only_first_used"]
 
@@ -42,6 +43,13 @@ def reduction(op: str) -> Row:
         return ctx.emit(op, [name], attrs)
 
     return row
+
+
+def exact_mean(ctx: Lowering, module: ExactMean, input: Any) -> Ref | None:
+    """Lower a mean that torch, too, sums in float64."""
+    name = ctx.value(input)
+    attrs = {"dims": module.dims, "keepdim": module.keepdim, "float64": True, "layout": "any"}
+    return None if name is None else ctx.emit("mean", [name], attrs)
 
 
 def only_first_used(ctx: Lowering) -> bool:
@@ -199,6 +207,7 @@ METHODS: dict[str, Row] = {name: row for name, row, _ in _BY_NAME}
 
 #: Module classes → row.
 MODULES: dict[type[nn.Module], Row] = {
+    ExactMean: exact_mean,
     nn.Softmax: lambda ctx, module, input: softmax("softmax")(ctx, input, module.dim),
     nn.LogSoftmax: lambda ctx, module, input: softmax("log_softmax")(ctx, input, module.dim),
 }

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.convert.graph import Node
+from fatnn_rs.convert.int8_function import lookup
 from fatnn_rs.convert.scalar import SCALARS, ScalarFunction
 from fatnn_rs.convert.torch_ops import spatial
+from fatnn_rs.nn.exact_mean import exact_mean
 
 __all__ = ["FLOAT_OPS", "FloatOp"]
 
@@ -87,6 +89,12 @@ def _batch_norm_nondecreasing(node: Node, tensors: Tensors) -> bool:
 def _prelu(node: Node, tensors: Tensors) -> Function:
     weight = tensors["weight"]
     return lambda x: functional.prelu(x, weight)
+
+
+def _lookup(node: Node, tensors: Tensors) -> Function:
+    table, attrs = tensors["table"], node.attrs
+    step = torch.tensor(attrs["step_size"], dtype=torch.float32, device="cpu")
+    return lambda x: lookup(x, table, step, attrs["low"], attrs["high"])
 
 
 def _prelu_nondecreasing(node: Node, tensors: Tensors) -> bool:
@@ -195,6 +203,13 @@ def _reduce(function: Function) -> Callable[[Node, Tensors], Function]:
         return lambda x: function(x, dims, keepdim)
 
     return bind
+
+
+def _mean(node: Node, tensors: Tensors) -> Function:
+    if not node.attrs.get("float64"):
+        return _reduce(torch.mean)(node, tensors)
+    dims, keepdim = node.attrs["dims"], node.attrs["keepdim"]
+    return lambda x: exact_mean(x, dims, keepdim)
 
 
 def _norm(node: Node, tensors: Tensors) -> Function:
@@ -350,6 +365,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "linear": FloatOp(_linear),
     "batch_norm": FloatOp(_batch_norm, _batch_norm_nondecreasing, affine=True),
     "prelu": FloatOp(_prelu, _prelu_nondecreasing),
+    "lookup": FloatOp(_lookup),
     "channel_scale": FloatOp(_channel_scale, affine=True),
     "channel_bias": FloatOp(_channel_bias, _always, affine=True),
     "max_pool1d": FloatOp(_max_pool(functional.max_pool1d)),
@@ -358,7 +374,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "avg_pool2d": FloatOp(_avg_pool2d),
     "adaptive_avg_pool1d": FloatOp(_adaptive(functional.adaptive_avg_pool1d)),
     "adaptive_avg_pool2d": FloatOp(_adaptive(functional.adaptive_avg_pool2d)),
-    "mean": FloatOp(_reduce(torch.mean)),
+    "mean": FloatOp(_mean),
     "sum": FloatOp(_reduce(torch.sum)),
     "norm": FloatOp(_norm),
     "var": FloatOp(_variance(torch.var)),

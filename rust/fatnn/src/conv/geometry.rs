@@ -169,6 +169,26 @@ impl Geometry {
         tiled::run(tiled, weights, &rows, sink, chunk)
     }
 
+    /// Whether [`Geometry::run_sum`] computes both convolutions of a part of the output before it
+    /// goes on to the next part.
+    pub fn sums_by_parts(weights: [&PackedWeights<'_>; 2]) -> bool {
+        Self::packed_input_kernels(weights).is_some()
+    }
+
+    /// The kernels, if both convolutions have the same one with an input layout of its own.
+    fn packed_input_kernels<'a>(
+        weights: [&'a PackedWeights<'_>; 2],
+    ) -> Option<[&'a (dyn PackedInputKernel + Sync); 2]> {
+        match weights.map(PackedWeights::inner) {
+            [Inner::PackedInput(a), Inner::PackedInput(b)]
+                if weights[0].kernel().name() == weights[1].kernel().name() =>
+            {
+                Some([a, b])
+            }
+            _ => None,
+        }
+    }
+
     /// Runs two convolutions into the same output; the second sink adds to the first one's results.
     /// The result is the same as one after the other, but with packed-input kernels the first
     /// results stay in cache. `codes`, `weights` and `sinks` belong to the first and the second
@@ -182,9 +202,7 @@ impl Geometry {
         out: &mut [S::Elem],
         codes_out: &mut [u8],
     ) -> Result<()> {
-        if let [Inner::PackedInput(a), Inner::PackedInput(b)] = weights.map(PackedWeights::inner)
-            && weights[0].kernel().name() == weights[1].kernel().name()
-        {
+        if let Some([a, b]) = Self::packed_input_kernels(weights) {
             first.check(codes[0], sinks[0], out, &[])?;
             second.check(codes[1], sinks[1], out, codes_out)?;
             if out.is_empty() {

@@ -14,6 +14,7 @@ pub(crate) mod depthwise;
 mod gather;
 pub(crate) mod geometry;
 mod int8;
+pub(crate) mod int8_sink;
 mod packed_input;
 pub(crate) mod pooling;
 pub(crate) mod tiled;

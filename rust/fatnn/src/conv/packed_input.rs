@@ -223,7 +223,8 @@ pub(crate) fn run<S: Sink, const N: usize>(
     let reach =
         [0, 1].map(|axis| jobs.iter().map(|job| job.input.plan.reach[axis]).max().unwrap_or(0));
     let sinks = jobs.each_ref().map(|job| job.sink);
-    let row_bytes = sinks[N - 1].row_len() * size_of::<S::Elem>() + sinks[N - 1].codes_len();
+    let kept: usize = sinks.iter().map(|sink| sink.kept_bytes()).sum();
+    let row_bytes = sinks[N - 1].row_len() * size_of::<S::Elem>() + sinks[N - 1].codes_len() + kept;
     let panels: usize =
         jobs.iter().map(|job| job.weights.groups() * job.weights.panels_per_group()).sum();
     let max_pixels = if panels > 1 { OUTPUT_BYTES / row_bytes } else { usize::MAX };
@@ -246,6 +247,9 @@ pub(crate) fn run<S: Sink, const N: usize>(
                 while done < count {
                     let range = [first + done, first + count];
                     let rectangle = Rectangle::next(output, reach, range, limit, max_pixels);
+                    for sink in sinks {
+                        sink.begin(first + done, rectangle.size[0] * rectangle.size[1])?;
+                    }
                     for (j, job) in jobs.iter().enumerate() {
                         for group in 0..job.weights.groups() {
                             rectangle

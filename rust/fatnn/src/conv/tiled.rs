@@ -98,6 +98,16 @@ pub(crate) trait Sink: Sync {
     fn codes_len(&self) -> usize {
         0
     }
+    /// Bytes per row that it keeps in memory of its own.
+    fn kept_bytes(&self) -> usize {
+        0
+    }
+    /// Called before the rows from number `first` on are computed, if several convolutions add into
+    /// one output.
+    fn begin(&self, first: usize, rows: usize) -> Result<()> {
+        let _ = (first, rows);
+        Ok(())
+    }
     /// Whether [`Sink::write`] only sets bits. The output must then be zeroed first.
     const ZEROED: bool = false;
     /// Writes a tile. `chunk` starts at the tile's first row, which is row `row` of the product.
@@ -184,10 +194,7 @@ impl Sink for FloatSink<'_> {
         row: usize,
         chunk: OutputChunk<'_, f32>,
     ) {
-        let residual = match self.residual {
-            Residual::Of(r) => Residual::Of(&r[row * self.to.channels..]),
-            other => other,
-        };
+        let residual = self.residual.from(row * self.to.channels);
         if !epilogue.to_float(tile, &self.to, residual, chunk.out, chunk.codes_out) {
             self.nan.store(true, Ordering::Relaxed);
         }

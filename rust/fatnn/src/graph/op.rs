@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::spatial::{ConvTranspose, DepthToSpace, Interpolate};
 use crate::dtype::{ActType, ValueType};
-use crate::scalar::{Binary, Comparison, Logical, Scalar};
+use crate::scalar::{Binary, Comparison, Int8Quantizer, Logical, Scalar};
 
 /// A sliding window over two axes. In one dimension the first axis has kernel 1 and no padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,6 +211,8 @@ pub enum Op {
     Affine,
     /// The same function of every element.
     Scalar(Scalar),
+    /// A function of values with eight bits, as a table of its results.
+    Lookup(Int8Quantizer),
     /// Leaky ReLU with learned slopes: one, or one per channel.
     Prelu,
     /// `x * scale` per channel.

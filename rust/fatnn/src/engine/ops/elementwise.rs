@@ -10,6 +10,7 @@ use crate::graph::{BuildError, NodeView};
 use crate::kernels::apply_all;
 use crate::memory;
 use crate::parallel;
+use crate::scalar::Lookup;
 
 /// The elementwise function of a node.
 pub(crate) fn elementwise_of(view: NodeView<'_>) -> std::result::Result<Elementwise, BuildError> {
@@ -33,6 +34,9 @@ pub(crate) fn elementwise_of(view: NodeView<'_>) -> std::result::Result<Elementw
             Elementwise::Affine(scale, bias)
         }
         Op::Scalar(scalar) => Elementwise::Scalar(*scalar),
+        Op::Lookup(quantizer) => {
+            Elementwise::Lookup(Lookup::new(*quantizer, constants(view, "table")?)?)
+        }
         Op::Prelu => match constants(view, "weight")? {
             slopes if slopes.is_empty() => {
                 return Err("there must be one slope, or one per channel".into());

@@ -1,11 +1,13 @@
 //! Table rows of elementwise functions.
 
-use super::{LAYOUT, ROW, always};
-use crate::graph::attrs::AttrType::Float;
+use super::{F32, LAYOUT, ROW, always, role};
+use crate::graph::BuildError;
+use crate::graph::attrs::AttrType::{Float, Int};
+use crate::graph::attrs::Attrs;
 use crate::graph::op::Op;
 use crate::graph::ops::{Exactness, Form, OpInfo};
 use crate::graph::support;
-use crate::scalar::Scalar;
+use crate::scalar::{Int8Quantizer, Scalar};
 
 const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any), ..ROW };
 // PyTorch's results for these may differ in the last bit with the position in memory, so their
@@ -86,6 +88,21 @@ pub(super) const SCALARS: &[OpInfo] = &[
         ..APPROXIMATE
     },
     OpInfo {
+        name: "fake_quantize",
+        attrs: &[always("step_size", Float), always("low", Int), always("high", Int)],
+        build: |a| Ok(Op::Scalar(Scalar::FakeQuantize(int8_quantizer(a)?))),
+        ..SCALAR
+    },
+    // A function of the results of `fake_quantize` with the same attributes. The table has a result
+    // for each code, from the lowest to the highest.
+    OpInfo {
+        name: "lookup",
+        attrs: &[always("step_size", Float), always("low", Int), always("high", Int)],
+        tensors: &[role("table", F32, true)],
+        build: |a| Ok(Op::Lookup(int8_quantizer(a)?)),
+        ..SCALAR
+    },
+    OpInfo {
         name: "softplus",
         attrs: &[always("beta", Float), always("threshold", Float), LAYOUT],
         build: |a| {
@@ -97,3 +114,8 @@ pub(super) const SCALARS: &[OpInfo] = &[
         ..APPROXIMATE
     },
 ];
+
+fn int8_quantizer(a: &Attrs<'_>) -> Result<Int8Quantizer, BuildError> {
+    let (step, low, high) = (a.float("step_size")?, a.integer("low")?, a.integer("high")?);
+    Ok(Int8Quantizer::new(step, low, high).map_err(|error| error.to_string())?)
+}

@@ -27,7 +27,8 @@ const SOFTMAX: OpInfo = OpInfo {
 pub(super) const SUMS: &[OpInfo] = &[
     OpInfo {
         name: "mean",
-        attrs: &[always("dims", Ints), always("keepdim", Bool), LAYOUT],
+        // The engine sums in float64 anyway. With `float64`, PyTorch does so, too.
+        attrs: &[always("dims", Ints), always("keepdim", Bool), optional("float64", Bool), LAYOUT],
         build: |a| reduce(a, Reduction::Mean),
         ..REDUCE
     },
