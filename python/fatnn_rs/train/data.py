@@ -76,6 +76,10 @@ class Data(Protocol):
         """
         ...
 
+    def hold_out(self, images: int) -> Data:
+        """Return a data set that tests on so many training images and trains on the others."""
+        ...
+
     def test_batches(self, batch_size: int, shard: ProcessShard = ...) -> Iterator[Batch]:
         """Yield this process's part of the test images, in a fixed order, not augmented."""
         ...
@@ -143,15 +147,30 @@ class ImageData:
             test_y=self.test_y[:test],
         )
 
+    def hold_out(self, images: int) -> ImageData:
+        """See :class:`Data`."""
+        order = _permutation(self.train_count, 0, 0)
+        test, train = order[:images], order[images:]
+        return replace(
+            self,
+            train_x=self.train_x[train],
+            train_y=self.train_y[train],
+            test_x=self.train_x[test],
+            test_y=self.train_y[test],
+        )
+
     def train_batches(
         self, seed: int, epoch: int, batch_size: int, first: int, shard: ProcessShard
     ) -> Iterator[Batch]:
         """See :class:`Data`."""
         order = _permutation(self.train_count, seed, epoch)
+        flipped = self._alternating_flips(seed, epoch)
         for batch in range(first, self.train_count // batch_size):
             chosen = order[batch * batch_size :][:batch_size]
             x = self._augmented(
-                self._normalize(self.train_x[chosen]), _generator(seed, epoch, batch)
+                self._normalize(self.train_x[chosen]),
+                _generator(seed, epoch, batch),
+                None if flipped is None else flipped[chosen],
             )
             y = self.train_y[chosen]
             yield x[shard.rank :: shard.world], y[shard.rank :: shard.world]
@@ -168,8 +187,20 @@ class ImageData:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (x.float() / 255.0 - mean) / std
 
-    def _augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop, flip and cut out, with separate random numbers for each image."""
+    def _alternating_flips(self, seed: int, epoch: int) -> Tensor | None:
+        """Return which training images are mirrored in this epoch; None: each at random."""
+        if self.augment.flip != "alternating":
+            return None
+        first = torch.rand(self.train_count, generator=_generator(seed, -1, -1)) < 0.5
+        return first ^ bool(epoch % 2)
+
+    def _augmented(
+        self, x: Tensor, generator: torch.Generator, mirrored: Tensor | None = None
+    ) -> Tensor:
+        """Crop, flip and cut out, with separate random numbers for each image.
+
+        ``mirrored``, bool [n], replaces the random flips.
+        """
         n, _, height, width = x.shape
         images, rows, columns = (
             torch.arange(n)[:, None, None],
@@ -180,8 +211,11 @@ class ImageData:
         if pad or self.augment.flip:
             dy, dx = torch.randint(0, 2 * pad + 1, (2, n, 1, 1), generator=generator)
             flipped = torch.rand(n, 1, 1, generator=generator) < (0.5 if self.augment.flip else 0.0)
+            if mirrored is not None:
+                flipped = mirrored.view(n, 1, 1)
             across = torch.where(flipped, width - 1 - columns, columns)
-            padded = functional.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+            mode = "reflect" if pad and self.augment.pad == "reflect" else "constant"
+            padded = functional.pad(x, (pad, pad, pad, pad), mode).permute(0, 2, 3, 1)
             x = padded[images, rows[:, None] + dy, across + dx].permute(0, 3, 1, 2)
         side = self.augment.cutout
         if side:
@@ -255,6 +289,13 @@ class FolderData:
             for data, n in ((self.train, train), (self.test, test))
         ]
         return replace(self, train=some[0], test=some[1])
+
+    def hold_out(self, images: int) -> FolderData:
+        """See :class:`Data`."""
+        raise ConfigError(
+            f"holdout is for data sets of small images, not for {self.name!r}; set holdout=0, and "
+            "give a directory whose val/ has the images to test on"
+        )
 
     def _load(self, data: Any, indices: list[list[int]]) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(data, batch_sampler=indices, num_workers=self.workers)
@@ -371,6 +412,11 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
             "augment: crop and cutout are for small images; pictures of data set "
             f"{recipe.data!r} are cropped at random sizes anyway; set both to 0"
         )
+    if recipe.augment.flip == "alternating":
+        raise ConfigError(
+            "augment.flip: 'alternating' is for small images in memory; use true for data set "
+            f"{recipe.data!r}"
+        )
     size = recipe.image_size
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
@@ -428,7 +474,8 @@ def load_data(recipe: Recipe, folder: Path | None, download: bool = True) -> Dat
     Raises
     ------
     ConfigError
-        Unknown name, no folder given though one is needed, or fewer images than a batch.
+        Unknown name, no folder given though one is needed, fewer images than a batch, or options
+        that the data set does not have.
     InputError
         The data are missing and cannot be downloaded.
     UnsupportedError
@@ -437,7 +484,15 @@ def load_data(recipe: Recipe, folder: Path | None, download: bool = True) -> Dat
     reader = DATASETS.get(recipe.data)
     if reader is None:
         raise ConfigError(f"data set {recipe.data!r} is unknown; known are {', '.join(DATASETS)}")
-    data = reader(recipe, folder, download).subset(recipe.train_images, recipe.test_images)
+    data = reader(recipe, folder, download)
+    if recipe.holdout >= data.train_count:
+        raise ConfigError(
+            f"holdout={recipe.holdout} leaves none of the {data.train_count} training images of "
+            f"{data.name!r} to train on; lower it"
+        )
+    if recipe.holdout:
+        data = data.hold_out(recipe.holdout)
+    data = data.subset(recipe.train_images, recipe.test_images)
     if data.train_count < recipe.batch_size:
         raise ConfigError(
             f"data set {data.name!r} has {data.train_count} training images, fewer than "
