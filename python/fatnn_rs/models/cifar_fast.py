@@ -87,8 +87,10 @@ class CifarFast(nn.Module):
 
     def __init__(self, classes: int = 10, width: float = 1.0, norm_weight: bool = False) -> None:
         super().__init__()
-        if isinstance(width, bool) or not isinstance(width, (int, float)) or not (
-            0.125 <= width < math.inf
+        if (
+            isinstance(width, bool)
+            or not isinstance(width, (int, float))
+            or not (0.125 <= width < math.inf)
         ):
             raise ConfigError(f"width must be a number of at least 0.125, got {width!r}")
         self.whiten = nn.Conv2d(3, 24, 2)

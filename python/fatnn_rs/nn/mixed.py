@@ -45,7 +45,7 @@ def fast_product(layer: Any, x: Tensor, padding: Any) -> Callable[[Tensor, Tenso
     Parameters
     ----------
     layer
-        A ternary ``Conv2d``.
+        A quantized ``Conv2d``; None is returned for an int8 one.
     x
         The layer's float input, [N, C, H, W].
     padding
@@ -55,7 +55,7 @@ def fast_product(layer: Any, x: Tensor, padding: Any) -> Callable[[Tensor, Tenso
         return None
     if x.device.type != "cpu" or x.dim() != 4 or isinstance(padding, str):
         return None
-    weights = layer.weight_quant
+    weights = getattr(layer, "weight_quant", None)  # int8 layers have none
     if not isinstance(weights, WeightQuantizer) or weights.refused:
         return None
     geometry = (layer.stride, padding, layer.dilation)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.machine import Machine
 from fatnn_rs.models.cifar_fast import whiten_
+from fatnn_rs.nn.mixed import fast_convolutions
 from fatnn_rs.prepare import prepare
 from fatnn_rs.train.data import Data, ProcessShard, load_data
 from fatnn_rs.train.deploy import deploy
@@ -261,7 +262,8 @@ class Job:
         if state is not None:
             _load(model, state["model"], run.folder / "checkpoint.pt")
             log[:] = state["log"]
-        PhaseTrainer(self, name, phase, model, teacher, log, state)()
+        with fast_convolutions(self.recipe.fast_convolutions):
+            PhaseTrainer(self, name, phase, model, teacher, log, state)()
         # Forget this phase's optimizer; the next phase would otherwise use it, too.
         accelerator.free_memory()
         if accelerator.is_main_process:

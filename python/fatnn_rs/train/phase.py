@@ -203,9 +203,7 @@ class PhaseTrainer:
         images = self.job.images(count).split(_TEST_BATCH)
         device = self.job.accelerator.device
         with held_weights(self.raw), torch.no_grad():
-            update_bn(
-                (x.to(device, memory_format=torch.channels_last) for x in images), self.raw
-            )
+            update_bn((x.to(device, memory_format=torch.channels_last) for x in images), self.raw)
 
     def _end_of_epoch(self, progress: Progress) -> None:
         """Measure the accuracy, monitor the layers, and log both."""

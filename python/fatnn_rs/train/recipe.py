@@ -137,6 +137,12 @@ class Phase(_Section):
                 f"warmup_epochs must be less than epochs, got {self.warmup_epochs:g} of "
                 f"{self.epochs}"
             )
+        transforms = self.renormalize or self.optimizer in ("muon", "normalized-sgd")
+        if self.momentum_others is not None and not transforms:
+            raise ValueError(
+                "momentum_others is for 'muon', 'normalized-sgd' and renormalize, got optimizer "
+                f"{self.optimizer!r}; use momentum"
+            )
         if self.renormalize and self.optimizer == "adamw":
             raise ValueError(
                 "renormalize is for 'sgd', 'muon' and 'normalized-sgd', got optimizer 'adamw'; set "
@@ -224,6 +230,10 @@ class Recipe(_Section):
         Whether to use ``torch.compile``: the first iteration takes a minute, later ones less.
     mixed_precision
         ``"bf16"``, ``"fp16"`` or None. Sums of codes are exact in all three.
+    fast_convolutions
+        In the ternary phase on a CPU, compute the sums of convolutions with the engine's kernels,
+        and their gradients in the dtype of ``mixed_precision`` (:mod:`fatnn_rs.nn.mixed`). The sums
+        are the same integers. Not with ``compile``.
     verify_images
         Test images whose codes are compared between PyTorch and Rust at the end; None: all.
     """
@@ -246,12 +256,18 @@ class Recipe(_Section):
     monitor: Monitor = Monitor()
     compile: bool = False
     mixed_precision: Literal["bf16", "fp16"] | None = None
+    fast_convolutions: bool = False
     verify_images: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.float_phase is None and self.ternary is None:
             raise ValueError("a recipe needs a phase: 'float', 'ternary', or both")
+        if self.fast_convolutions and self.compile:
+            raise ValueError(
+                "fast_convolutions: compiled models do not use them; set compile=false, or "
+                "fast_convolutions=false"
+            )
         if self.float_phase is not None and self.float_phase.distill:
             raise ValueError(
                 "float.distill: only the ternary phase has a teacher; set float.distill=0"
@@ -277,6 +293,7 @@ class Recipe(_Section):
                 "ternary": None,
                 "quantize": Quantize(),
                 "monitor": Monitor(),
+                "fast_convolutions": False,
                 "verify_images": None,
             }
         )
