@@ -182,7 +182,7 @@ def test_groups_have_their_own_learning_rates(optimizer: str) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     for _ in range(8):
-        seen.append([group["lr"] / rates["lr"] for group in made.param_groups][0])
+        seen.append(groups["weights"]["lr"] / rates["lr"])
         made.step()
         schedule.step()
     assert seen == pytest.approx([1 - k / 8 for k in range(8)])
@@ -294,5 +294,5 @@ def test_cifar_fast_takes_widths_classes_and_trained_norms() -> None:
     x = torch.randn(1, 24, 5, 5)
     assert torch.equal(trained.blocks[1](x)[:, :24], x)
     for width in (0, True, "wide", float("nan")):
-        with pytest.raises(ConfigError, match="width must be a number of at least 0.125"):
+        with pytest.raises(ConfigError, match=r"width must be a number of at least 0\.125"):
             CifarFast(width=width)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ __all__ = ["fast_convolutions", "fast_product"]
 
 _FAST: ContextVar[bool] = ContextVar("fast_convolutions", default=False)
 
-#: Kind of activations in the engine → its levels. The first that holds all of a quantizer's is used.
+#: Kind of activations in the engine → its levels. The first that holds a quantizer's is used.
 _KINDS = {"half": (0, 1, 2), "full": (-1, 0, 1), "uint2": (0, 1, 2, 3)}
 
 

@@ -38,7 +38,7 @@ def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
     """
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x: Tensor = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.T
@@ -48,7 +48,8 @@ def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
 
 def _unit_filters(matrix: Tensor) -> Tensor:
     """Divide every row by its norm."""
-    return matrix / matrix.norm(dim=1, keepdim=True).clamp(min=1e-7)
+    norms: Tensor = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+    return matrix / norms.clamp(min=1e-7)
 
 
 class MatrixMomentum(torch.optim.Optimizer):
@@ -79,7 +80,7 @@ class MatrixMomentum(torch.optim.Optimizer):
         super().__init__(groups, {**defaults, "rule": "sgd", "renormalize": False, "steps": 3})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:

@@ -200,10 +200,10 @@ class PhaseTrainer:
 
     def _estimate_norms(self, count: int) -> None:
         """Compute BatchNorm's statistics from training images, the same in every process."""
-        images = self.job.images(count).split(_TEST_BATCH)
-        device = self.job.accelerator.device
+        images, device = self.job.images(count), self.job.accelerator.device
+        parts = (images[at : at + _TEST_BATCH] for at in range(0, len(images), _TEST_BATCH))
         with held_weights(self.raw), torch.no_grad():
-            update_bn((x.to(device, memory_format=torch.channels_last) for x in images), self.raw)
+            update_bn((x.to(device, memory_format=torch.channels_last) for x in parts), self.raw)
 
     def _end_of_epoch(self, progress: Progress) -> None:
         """Measure the accuracy, monitor the layers, and log both."""
