@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fatnn_rs
-from fatnn_rs import ConfigError
+from fatnn_rs import ConfigError, FatnnError
 from fatnn_rs.models.cifar_fast import CifarFast, whiten_
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.nn.mixed import fast_convolutions
@@ -265,6 +265,23 @@ def test_fast_convolutions_give_the_same_sums_and_gradients(
         assert torch.equal(fast, slow)
         for one, other in zip(ours, torchs, strict=True):
             assert (one - other).norm() <= tolerance * other.norm()
+
+
+def test_fast_convolutions_pass_nan_on(tmp_path: Path) -> None:
+    model = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(3)])
+    x = torch.rand(2, 3, 4, 4)
+    fatnn_rs.prepare(model, fatnn_rs.TernaryConfig(depthwise="ternary"), example_inputs=x)
+    broken = x.clone()
+    broken[0, 0, 0, 0] = torch.nan
+    with fast_convolutions():
+        assert model(broken).isnan().any()
+        with torch.no_grad():
+            model[1].weight[0] = torch.nan
+        assert model(x).isnan().any()
+    options = ("float=null", "ternary.distill=0", "fast_convolutions=true")
+    diverging = ("ternary.optimizer=sgd", "ternary.lr=1e30")
+    with pytest.raises(FatnnError, match="the loss became nan"):
+        train_recipe(tmp_path, "digits", *SHORT[2:], *options, *diverging)
 
 
 def test_short_training_options_run_together_and_resume(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ Two parts, which :func:`fast_convolutions` switches on:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fatnn_rs.errors import InputError
 from fatnn_rs.ops import prepack
 from fatnn_rs.quant.base import WeightQuantizer
 
@@ -72,6 +73,21 @@ def fast_product(layer: Any, x: Tensor, padding: Any) -> Callable[[Tensor, Tenso
     return product
 
 
+def _engine_sums(
+    codes: Tensor, weight: Tensor, geometry: tuple[Any, Any, Any], groups: int, kind: str
+) -> Tensor:
+    """Convolve codes in the engine; an :class:`InputError` if an operand holds NaN."""
+    if not bool(weight.isfinite().all()):
+        raise InputError("the weight codes hold NaN")
+    edges = [level - 0.5 for level in _KINDS[kind][1:]]
+    packed = torch.ops.fatnn_rs.quantize(codes, edges, groups)
+    panels = prepack(weight.to(torch.int8).contiguous(), groups, kind)
+    result: Tensor = torch.ops.fatnn_rs.conv_float(
+        packed, panels, None, None, None, False, len(weight), weight.shape[2:], *geometry
+    )
+    return result
+
+
 class _Convolution(torch.autograd.Function):
     """Convolution of codes: sums in the engine or in float32, gradients in a narrower dtype."""
 
@@ -88,16 +104,11 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(codes.to(narrow), weight.to(narrow))
         ctx.geometry, ctx.groups = geometry, groups
         ctx.dtypes = codes.dtype, weight.dtype
-        if kind is None or codes.dtype != torch.float32 or not codes.numel():
-            stride, padding, dilation = geometry
-            return torch.conv2d(codes, weight, None, stride, padding, dilation, groups)
-        edges = [level - 0.5 for level in _KINDS[kind][1:]]
-        packed = torch.ops.fatnn_rs.quantize(codes, edges, groups)
-        panels = prepack(weight.to(torch.int8).contiguous(), groups, kind)
-        result: Tensor = torch.ops.fatnn_rs.conv_float(
-            packed, panels, None, None, None, False, len(weight), weight.shape[2:], *geometry
-        )
-        return result
+        if kind is not None and codes.dtype == torch.float32 and codes.numel():
+            with suppress(InputError):  # NaN: torch passes it on, and the loss shows it.
+                return _engine_sums(codes, weight, geometry, groups, kind)
+        stride, padding, dilation = geometry
+        return torch.conv2d(codes, weight, None, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

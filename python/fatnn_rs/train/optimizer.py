@@ -134,7 +134,8 @@ def build_optimizer(phase: Phase, model: nn.Module) -> torch.optim.Optimizer:
         "momentum": phase.momentum,
         "renormalize": phase.renormalize,
     }
-    other = {"rule": "sgd", "momentum": phase.momentum_others or phase.momentum}
+    momentum = phase.momentum if phase.momentum_others is None else phase.momentum_others
+    other = {"rule": "sgd", "momentum": momentum}
     return MatrixMomentum(
         {**group, **(matrix if group["name"] == "weights" else other)} for group in groups
     )
@@ -151,7 +152,8 @@ def _groups(phase: Phase, model: nn.Module) -> list[dict[str, Any]]:
     }
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in parameters if parameter.dim() > 1]
-    last = weights[-1:] if phase.lr_last or phase.optimizer in RULES else []
+    separate = phase.lr_last or phase.renormalize or phase.optimizer in RULES
+    last = weights[-1:] if separate else []
     weights = weights[: len(weights) - len(last)]
     plain = [parameter for parameter in parameters if parameter.dim() <= 1]
     decay = phase.weight_decay
