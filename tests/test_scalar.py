@@ -29,6 +29,11 @@ ATTRS: dict[str, list[dict[str, Any]]] = {
     "clamp_max": [{"max": 0.0}, {"max": 0.7}],
     "elu": [{"alpha": 0.3}],
     "pow": [{"exponent": e} for e in (4.0, 5.0, -3.0, 1.5, -0.375, 2.0**30)],
+    "fake_quantize": [
+        {"step_size": 0.125, "low": -128, "high": 127},
+        {"step_size": 0.0371, "low": 0, "high": 255},
+        {"step_size": 3e37, "low": -3, "high": 0},
+    ],
     "softplus": [{"beta": 0.5, "threshold": 3.0}, {"beta": 2.0, "threshold": 40.0}],
 }
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fatnn_rs.convert.graph import Node, Ref
 from fatnn_rs.operations import OPERATIONS
+from fatnn_rs.quant.values import fake_quantize
 
 if TYPE_CHECKING:
     from fatnn_rs.convert.lower import Lowering, Row
@@ -192,6 +193,12 @@ SCALARS: dict[str, ScalarFunction] = {
         (nn.Softplus,),
         attrs={"beta": 1.0, "threshold": 20.0},
     ),
+    "fake_quantize": ScalarFunction(
+        fake_quantize,
+        (fake_quantize,),
+        attrs={"step_size": None, "low": None, "high": None},
+        nondecreasing=_always,
+    ),
 }
 
 
@@ -206,7 +213,10 @@ def _emit(ctx: Lowering, op: str, input: Any, values: tuple[Any, ...], named: At
         isinstance(v, (int, float)) and math.isfinite(v) for v in attrs.values()
     ):
         return None
-    made: dict[str, Any] = {key: float(value) for key, value in attrs.items()}
+    types = {"int": int, "float": float}
+    made: dict[str, Any] = {
+        key: types[OPERATIONS[op].attrs[key][0]](value) for key, value in attrs.items()
+    }
     if OPERATIONS[op].exactness != "exact":
         made["layout"] = ctx.seen(input).layout
     return ctx.emit(op, [name], made)

@@ -5,7 +5,10 @@
 //! (`kernels::vector`) compile it for every instruction set.
 
 mod angle;
+mod int8;
 mod math;
+
+pub use self::int8::Int8Quantizer;
 
 /// Replaces every element by a function of it, computed in float64 and rounded once.
 ///
@@ -129,6 +132,8 @@ pub enum Scalar {
         /// The exponent.
         exponent: f32,
     },
+    /// Rounds to a multiple of a step that eight bits can count: see [`Int8Quantizer`].
+    FakeQuantize(Int8Quantizer),
 }
 
 /// What a power of a negative number is.
@@ -254,6 +259,7 @@ impl Scalar {
                 let (power, kind) = (f64::from(exponent), Parity::of(exponent));
                 wide!(values, x => math::pow(x, power, kind));
             }
+            Scalar::FakeQuantize(quantizer) => each(values, |x| quantizer.fake_quantize(x)),
         }
     }
 }

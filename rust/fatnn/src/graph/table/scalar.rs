@@ -1,11 +1,11 @@
 //! Table rows of elementwise functions.
 
 use super::{LAYOUT, ROW, always};
-use crate::graph::attrs::AttrType::Float;
+use crate::graph::attrs::AttrType::{Float, Int};
 use crate::graph::op::Op;
 use crate::graph::ops::{Exactness, Form, OpInfo};
 use crate::graph::support;
-use crate::scalar::Scalar;
+use crate::scalar::{Int8Quantizer, Scalar};
 
 const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any), ..ROW };
 // PyTorch's results for these may differ in the last bit with the position in memory, so their
@@ -84,6 +84,16 @@ pub(super) const SCALARS: &[OpInfo] = &[
         attrs: &[always("alpha", Float), LAYOUT],
         build: |a| Ok(Op::Scalar(Scalar::Elu { alpha: a.float("alpha")? })),
         ..APPROXIMATE
+    },
+    OpInfo {
+        name: "fake_quantize",
+        attrs: &[always("step_size", Float), always("low", Int), always("high", Int)],
+        build: |a| {
+            let (step, low, high) = (a.float("step_size")?, a.integer("low")?, a.integer("high")?);
+            let quantizer = Int8Quantizer::new(step, low, high).map_err(|e| e.to_string())?;
+            Ok(Op::Scalar(Scalar::FakeQuantize(quantizer)))
+        },
+        ..SCALAR
     },
     OpInfo {
         name: "softplus",
