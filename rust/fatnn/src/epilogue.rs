@@ -16,7 +16,7 @@
 use crate::codec::{CodesLayout, MAX_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
 use crate::memory;
-use crate::scalar::Scalar;
+use crate::scalar::{Encoder, Int8Quantizer, Scalar};
 
 /// Converts accumulators to codes.
 pub struct Requantize<'a> {
@@ -28,6 +28,7 @@ pub struct Requantize<'a> {
 }
 
 /// Converts accumulators to float32.
+#[derive(Clone, Copy)]
 pub struct Dequantize<'a> {
     /// One per output channel.
     pub scale: Option<&'a [f32]>,
@@ -41,6 +42,32 @@ pub struct Dequantize<'a> {
     pub codes: Option<Quantizer>,
 }
 
+/// Converts accumulators to float32, and these to bytes. Without a residual of floats, no value may
+/// be NaN. Only used inside networks.
+#[derive(Clone, Copy)]
+pub struct DequantizeInt8<'a> {
+    pub(crate) floats: Dequantize<'a>,
+    /// Its lowest code includes the ReLU.
+    pub(crate) encoder: Encoder,
+    /// The thresholds of `floats.codes` for the bits of `encoder`.
+    pub(crate) thresholds: [i32; MAX_THRESHOLDS],
+}
+
+impl<'a> DequantizeInt8<'a> {
+    pub(crate) fn new(floats: Dequantize<'a>, quantizer: Int8Quantizer) -> Self {
+        let thresholds = floats.codes.map_or([f32::NAN; MAX_THRESHOLDS], |codes| codes.thresholds);
+        let thresholds = thresholds.map(|threshold| quantizer.bits_threshold(threshold));
+        DequantizeInt8 { thresholds, ..Self::encoded(floats, quantizer.encoder()) }
+    }
+
+    /// Bytes of another encoder, without codes.
+    pub(crate) fn encoded(floats: Dequantize<'a>, encoder: Encoder) -> Self {
+        let floor = if floats.relu { 0.0 } else { f32::NEG_INFINITY };
+        let thresholds = [i32::MAX; MAX_THRESHOLDS];
+        DequantizeInt8 { floats, encoder: encoder.above(floor), thresholds }
+    }
+}
+
 /// What is added after scale and bias.
 #[derive(Clone, Copy, Debug)]
 pub enum Residual<'a> {
@@ -48,8 +75,21 @@ pub enum Residual<'a> {
     None,
     /// An array of the output's shape.
     Of(&'a [f32]),
+    /// The bytes of an array of the output's shape.
+    Int8(&'a [u8], Int8Quantizer),
     /// The present content of the output.
     InPlace,
+}
+
+impl Residual<'_> {
+    /// The residual from an element on.
+    pub(crate) fn from(self, at: usize) -> Self {
+        match self {
+            Residual::Of(x) => Residual::Of(&x[at..]),
+            Residual::Int8(x, quantizer) => Residual::Int8(&x[at..], quantizer),
+            other => other,
+        }
+    }
 }
 
 /// Thresholds from float32 to codes, shared by all channels.

@@ -119,6 +119,17 @@ pub fn to_float(
     out
 }
 
+/// Floats rounded to multiples of `step`, from `low` to `high` steps. `x` has no NaN.
+pub fn fake_quantize(x: &[f32], step: f32, low: f32, high: f32) -> Vec<f32> {
+    let inv_step = 1.0 / step;
+    let mut out = Vec::new();
+    for &x in x {
+        let code = (x * inv_step).round_ties_even().clamp(low, high);
+        out.push(if code == 0.0 { 0.0 } else { code * step });
+    }
+    out
+}
+
 /// Codes of floats, `batch × pixels × channels`: ternary with two thresholds, two-bit with three.
 /// `x` has no NaN. No input reaches a threshold of +inf.
 pub fn quantize(

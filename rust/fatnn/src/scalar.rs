@@ -8,6 +8,7 @@ mod angle;
 mod int8;
 mod math;
 
+pub(crate) use self::int8::Encoder;
 pub use self::int8::Int8Quantizer;
 
 /// Replaces every element by a function of it, computed in float64 and rounded once.

@@ -7,17 +7,18 @@
 
 mod input;
 mod output;
+mod ring;
 
 use std::cell::RefCell;
-use std::ops::Range;
 
-pub(crate) use self::input::{ComputeLines, Input, InputLines};
+pub(crate) use self::input::{ComputeBytes, ComputeLines, Input, InputLines};
 pub(crate) use self::output::{LineQuantizer, Output};
+use self::ring::RingState;
 use super::ConvShape;
 use super::int8::Constants;
 use crate::epilogue::Elementwise;
 use crate::error::{Result, bad_value, check_len};
-use crate::kernels::depthwise::{Finish, MAX_LINES, Product, QuantizeParams, Rows};
+use crate::kernels::depthwise::{Finish, MAX_LINES, Product, Rows};
 use crate::kernels::{CacheLine, DepthwiseKernel, apply_all};
 use crate::pack::PackedWeights;
 use crate::{memory, parallel};
@@ -82,6 +83,8 @@ struct Scratch {
     repeated: Vec<f32>,
     /// Input lines that were computed.
     computed: Vec<f32>,
+    /// The same as bytes.
+    bytes: Vec<u8>,
     /// Output lines before they are quantized.
     floats: Vec<f32>,
 }
@@ -94,20 +97,10 @@ thread_local! {
             offsets: Vec::new(),
             repeated: Vec::new(),
             computed: Vec::new(),
+            bytes: Vec::new(),
             floats: Vec::new(),
         })
     };
-}
-
-/// What the ring and the buffer of computed lines hold.
-struct RingState {
-    image: usize,
-    /// Rows of this image in the ring.
-    rows: Range<usize>,
-    /// Input lines in `Scratch::computed`, numbered over all images.
-    computed: Range<usize>,
-    /// End of the input lines that this call reads, numbered over all images.
-    end: usize,
 }
 
 impl Geometry {
@@ -156,6 +149,11 @@ impl Geometry {
         })
     }
 
+    /// Whether it reads lines that are already quantized ([`InputLines::Bytes`]).
+    pub fn reads_bytes(&self) -> bool {
+        self.multiplier == 1 && self.kernel.reads_bytes()
+    }
+
     /// Number of input lines that are computed at a time, if the input is not in memory.
     pub fn strip_lines(&self, channels: usize) -> usize {
         let line = self.shape.input[1].saturating_mul(channels).saturating_mul(size_of::<f32>());
@@ -195,14 +193,16 @@ impl Geometry {
         let elements = self.shape.size("input", self.shape.input, inputs)?;
         match x.lines {
             InputLines::InMemory(x) => check_len("input", elements, x.len())?,
-            InputLines::Computed { images, .. } => check_len("images", self.shape.batch, images)?,
+            InputLines::Computed { images, .. } | InputLines::Bytes { images, .. } => {
+                check_len("images", self.shape.batch, images)?
+            }
         }
         let outputs = self.shape.size("output", self.output, self.channels)?;
         out.check(outputs / self.channels, self.channels)?;
         if outputs == 0 {
             return Ok(());
         }
-        if elements > 0 {
+        if elements > 0 && !matches!(x.lines, InputLines::Bytes { .. }) {
             self.check_unread(x, inputs)?;
         }
         // A product costs more than in a dense layer; quantizer and epilogue cost extra per value.
@@ -284,8 +284,18 @@ impl Geometry {
             let (image, y) = (at / height, at % height);
             let count = self.lines.min(height - y).min(end - at);
             let top = y * self.shape.stride[0];
-            let buffers = [&mut scratch.repeated, &mut scratch.computed];
-            self.fill_ring(x, layer, (image, top), &mut ring_state, buffers, rows)?;
+            if let InputLines::Bytes { source, .. } = x.lines {
+                self.fill_ring_with_bytes(
+                    source,
+                    (image, top),
+                    &mut ring_state,
+                    &mut scratch.bytes,
+                    rows,
+                )?;
+            } else {
+                let buffers = [&mut scratch.repeated, &mut scratch.computed];
+                self.fill_ring(x, layer, (image, top), &mut ring_state, buffers, rows)?;
+            }
             self.row_offsets(top, count, &mut scratch.offsets)?;
             let range = (at - first) * width..(at - first + count) * width;
             let floats = out.floats(range.clone(), self.channels, &mut scratch.floats)?;
@@ -340,63 +350,6 @@ impl Geometry {
         let reach = self.span - (self.lines - 1) * self.shape.stride[0];
         let bottom = (y * self.shape.stride[0] + reach).saturating_sub(self.shape.padding[0]);
         image * self.shape.input[0] + bottom.min(self.shape.input[0])
-    }
-
-    /// Adds the rows under windows that start at the padded row `top` to the ring, if they are not
-    /// in it yet.
-    fn fill_ring(
-        &self,
-        x: Input<'_>,
-        layer: &Layer<'_>,
-        (image, top): (usize, usize),
-        ring_state: &mut RingState,
-        [repeated, computed]: [&mut Vec<f32>; 2],
-        rows: &mut [u8],
-    ) -> Result<()> {
-        let ([height, width], padding) = (self.shape.input, self.shape.padding[0]);
-        let wanted =
-            top.saturating_sub(padding)..(top + self.span).saturating_sub(padding).min(height);
-        let from = if ring_state.image == image {
-            ring_state.rows.end.max(wanted.start)
-        } else {
-            wanted.start
-        };
-        let inputs = layer.weights.shape().channels;
-        let params = QuantizeParams::new(layer.constants.inv_step, layer.bounds);
-        for y in from..wanted.end {
-            let (number, line) = (image * height + y, width * inputs);
-            if !x.is_in_memory() && !ring_state.computed.contains(&number) {
-                // Stop at the end of the image and of the lines that this call reads.
-                let last =
-                    ((image + 1) * height).min(ring_state.end.max(image * height + wanted.end));
-                let count = self.strip_lines(inputs).min(last - number);
-                memory::grow("lines of an input", computed, count * line, 0.0)?;
-                x.read_lines(number, line, inputs, &mut computed[..count * line])?;
-                ring_state.computed = number..number + count;
-            }
-            let row = match x.lines {
-                InputLines::InMemory(x) if ring_state.computed.is_empty() => {
-                    &x[number * line..][..line]
-                }
-                _ => &computed[(number - ring_state.computed.start) * line..][..line],
-            };
-            let out = &mut rows[y % self.slots * self.row_bytes..][..self.row_bytes];
-            let no_nan = if self.multiplier == 1 {
-                self.kernel.quantize(row, self.channels, &params, out)
-            } else {
-                memory::grow("repeated channels", repeated, width * self.channels, 0.0)?;
-                let repeated = &mut repeated[..width * self.channels];
-                for (out, x) in repeated.chunks_exact_mut(self.multiplier).zip(row) {
-                    out.fill(*x);
-                }
-                self.kernel.quantize(repeated, self.channels, &params, out)
-            };
-            if !no_nan {
-                return Err(x.nan((image * height + y) * line, row));
-            }
-        }
-        (ring_state.image, ring_state.rows) = (image, wanted);
-        Ok(())
     }
 
     /// Computes the offset of each row of a column. `count` output lines read the columns; windows

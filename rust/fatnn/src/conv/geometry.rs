@@ -200,6 +200,11 @@ impl Geometry {
         second.run(codes[1], weights[1], sinks[1], padded, out, codes_out)
     }
 
+    /// Number of output pixels of all images.
+    pub fn output_pixels(&self) -> usize {
+        self.shape.batch * self.output[0] * self.output[1]
+    }
+
     pub(super) fn check<S: Sink>(
         &self,
         codes: &[u8],

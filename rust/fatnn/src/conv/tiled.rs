@@ -13,7 +13,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::epilogue::{Dequantize, Requantize, Residual};
+use crate::epilogue::{Dequantize, DequantizeInt8, Requantize, Residual};
 use crate::error::Result;
 use crate::kernels::{BLOCK, MAX_MR, MAX_NR, TileAcc, TileEpilogue, TileRows, TiledKernel, Tiles};
 use crate::pack::PackedWeights;
@@ -184,11 +184,41 @@ impl Sink for FloatSink<'_> {
         row: usize,
         chunk: OutputChunk<'_, f32>,
     ) {
-        let residual = match self.residual {
-            Residual::Of(r) => Residual::Of(&r[row * self.to.channels..]),
-            other => other,
-        };
+        let residual = self.residual.from(row * self.to.channels);
         if !epilogue.to_float(tile, &self.to, residual, chunk.out, chunk.codes_out) {
+            self.nan.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Writes float32 results as bytes.
+pub(crate) struct Int8Sink<'a> {
+    pub to: DequantizeInt8<'a>,
+    pub residual: Residual<'a>,
+    /// Set if one of the values may be NaN.
+    pub nan: AtomicBool,
+}
+
+impl Sink for Int8Sink<'_> {
+    type Elem = u8;
+
+    fn row_len(&self) -> usize {
+        self.to.floats.channels
+    }
+
+    fn codes_len(&self) -> usize {
+        self.to.floats.codes.map_or(0, |codes| codes.layout.pixel_bytes())
+    }
+
+    fn write(
+        &self,
+        epilogue: &dyn TileEpilogue,
+        tile: &TileAcc<'_>,
+        row: usize,
+        chunk: OutputChunk<'_, u8>,
+    ) {
+        let residual = self.residual.from(row * self.row_len());
+        if !epilogue.to_int8(tile, &self.to, residual, chunk.out, chunk.codes_out) {
             self.nan.store(true, Ordering::Relaxed);
         }
     }

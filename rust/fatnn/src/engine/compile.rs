@@ -6,7 +6,7 @@ use super::input::ValueInfo;
 use super::network::{FusedQuantizer, NetNode, Network, NotFused};
 use super::ops::arithmetic::Arithmetic;
 use super::ops::concat::{Concat, Constant, Data};
-use super::ops::conv::{Epilogue, MaxPoolCodes, Quantize, Shortcut};
+use super::ops::conv::{Epilogue, MaxPoolCodes, Shortcut};
 use super::ops::elementwise::{ChannelDim, Map, elementwise_of, optional_constants};
 use super::ops::embedding::Embedding;
 use super::ops::integers;
@@ -15,12 +15,14 @@ use super::ops::norm::Normalize;
 use super::ops::pad::Pad;
 use super::ops::pool::{Pool, Windows};
 use super::ops::products::{Attention, Matmul};
+use super::ops::quantize::Quantize;
 use super::ops::reduce::{Reduce, Softmax};
 use super::ops::shape::{Expand, Permute, Reshape, SliceDim};
 use super::order;
 use super::passes::{self, Refusal};
 use super::spatial;
 use super::value::Operation;
+use super::widen;
 use crate::codec::CodesLayout;
 use crate::conv::pooling::Reduce as PoolReduce;
 use crate::dtype::ValueType;
@@ -86,6 +88,7 @@ pub(super) fn network(
         return Err(Error::Unsupported { what: unsupported.join("; ") });
     }
     let order::Assigned { nodes, inputs, values } = order::assign(&graph, nodes, &types)?;
+    let (nodes, values) = widen::insert(nodes, values)?;
     let inputs =
         graph.nodes.iter().zip(inputs).enumerate().filter_map(|(value, (node, order))| match &node
             .op
@@ -154,6 +157,7 @@ impl<'a> Compiler<'a> {
             operation: operation.into(),
             inputs: fused.inputs,
             output: at,
+            int8: fused.int8.map(|node| self.graph.nodes[node].name.clone()),
             quantizer: quantizer.transpose()?,
         })
     }

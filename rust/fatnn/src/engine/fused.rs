@@ -22,6 +22,8 @@ pub(crate) struct FusedNode {
     pub elementwise: Vec<usize>,
     /// Max pooling that follows `elementwise`.
     pub max_pool: Option<usize>,
+    /// A `fake_quantize` of its output after `elementwise`: the output is stored as bytes.
+    pub int8: Option<usize>,
     /// A quantizer of its output. The node then writes both its floats and the codes.
     pub quantizer: Option<usize>,
     /// The convolution that computes its residual, the second input.
@@ -61,6 +63,7 @@ impl<'a> FusedGraph<'a> {
                 source: None,
                 elementwise: Vec::new(),
                 max_pool: None,
+                int8: None,
                 quantizer: None,
                 shortcut: None,
             }),
@@ -80,6 +83,11 @@ impl<'a> FusedGraph<'a> {
 
     pub fn view(&self, node: usize) -> NodeView<'a> {
         NodeView { node: &self.graph.nodes[node], tensors: self.tensors }
+    }
+
+    /// Whether the network returns this value.
+    pub fn is_output(&self, value: ValueId) -> bool {
+        self.outputs.contains(&value)
     }
 
     /// The node with this number; `None` for an input and for a node that is fused into another.

@@ -7,6 +7,7 @@
 //! | `compile` | from that to operations: the only place that packs weights |
 //! | `spatial` | as `compile`, of operations that change the size of maps |
 //! | `order` | in which order each value stands in memory |
+//! | `widen` | where values that are stored as bytes become floats |
 //! | `ops` | the operations; they know nothing of fusion |
 //! | `plan` | sizes and buffers for one shape of inputs |
 //! | `run` | running |
@@ -22,8 +23,10 @@ mod order;
 mod passes;
 mod plan;
 mod run;
+mod slice;
 mod spatial;
 mod value;
+mod widen;
 
 pub use input::{Array, Input};
 pub use network::{Network, NotFused};

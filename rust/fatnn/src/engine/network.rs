@@ -55,6 +55,8 @@ pub(super) struct NetNode {
     pub operation: Arc<dyn Operation>,
     pub inputs: Vec<usize>,
     pub output: usize,
+    /// Name of the fused `fake_quantize`, if the output is stored as bytes.
+    pub int8: Option<String>,
     /// The fused quantizer, whose codes the operation writes next to its output.
     pub quantizer: Option<FusedQuantizer>,
 }

@@ -63,6 +63,7 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) ->
                         operation: std::sync::Arc::new(Reorder(wanted)),
                         inputs: vec![value], // small: one
                         output,
+                        int8: None,
                         quantizer: None,
                     });
                     output

@@ -79,6 +79,9 @@ impl Buffer {
             (None, Element::Float) => Slice::Float(&CacheLine::floats(&self.0)[..len]),
             (None, Element::Integer) => Slice::Integer(&CacheLine::integers(&self.0)[..len]),
             (None, Element::Mask) => Slice::Mask(&CacheLine::bytes(&self.0)[..len]),
+            (None, Element::Int8(quantizer)) => {
+                Slice::Int8(&CacheLine::bytes(&self.0)[..len], quantizer)
+            }
         }
     }
 
@@ -91,6 +94,7 @@ impl Buffer {
                 SliceMut::Integer(&mut CacheLine::integers_mut(lines)[..len])
             }
             (None, Element::Mask) => SliceMut::Mask(&mut CacheLine::bytes_mut(lines)[..len]),
+            (None, Element::Int8(_)) => SliceMut::Int8(&mut CacheLine::bytes_mut(lines)[..len]),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::CacheLine;
 use crate::memory;
 use crate::parallel::{self, Cancellation};
+use crate::scalar::Int8Quantizer;
 use crate::transpose::transpose;
 
 /// Runs with fewer input elements stay on the calling thread; their layers are mostly too small to
@@ -30,6 +31,9 @@ pub struct Observed<'a> {
     dims: Dims,
     /// Its value if it is floats, in the order in memory.
     pub floats: Option<&'a [f32]>,
+    /// Its value if it is floats that are stored as bytes: see [`Int8Quantizer`]. The name is then
+    /// that of the `fake_quantize` node.
+    pub int8: Option<(&'a [u8], Int8Quantizer)>,
     /// Its value if it is packed codes: `images × height × width` pixels of this layout.
     pub codes: Option<(&'a [u8], CodesLayout)>,
 }
@@ -307,16 +311,18 @@ impl Network {
             }
             result.map_err(|error| error.in_node(label))?;
             let mut nanoseconds = start.elapsed().as_nanos();
-            let names = std::iter::once(&node.name)
+            let names = std::iter::once(node.int8.as_ref().unwrap_or(&node.name))
                 .chain(node.quantizer.iter().map(|codes_buffer| &codes_buffer.name));
             for (name, value) in names.zip(node.written()) {
                 let Value { dims, codes: layout, .. } = values[value];
-                let (floats, codes) = match buffers[slots[value]].read(&values[value]) {
-                    Slice::Float(x) => (Some(x), None),
-                    Slice::Codes(x) => (None, layout.map(|layout| (x, layout))),
-                    Slice::Integer(_) | Slice::Mask(_) => (None, None),
-                };
-                observe(Observed { node: name, nanoseconds, dims, floats, codes });
+                let (mut floats, mut int8, mut codes) = (None, None, None);
+                match buffers[slots[value]].read(&values[value]) {
+                    Slice::Float(x) => floats = Some(x),
+                    Slice::Int8(x, quantizer) => int8 = Some((x, quantizer)),
+                    Slice::Codes(x) => codes = layout.map(|layout| (x, layout)),
+                    Slice::Integer(_) | Slice::Mask(_) => (),
+                }
+                observe(Observed { node: name, nanoseconds, dims, floats, int8, codes });
                 // Codes are written together with the output, so they take no time of their own.
                 nanoseconds = 0;
             }

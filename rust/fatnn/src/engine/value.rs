@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+pub(crate) use super::slice::{Slice, SliceMut};
 use crate::codec::CodesLayout;
 use crate::conv::ConvShape;
 use crate::dtype::ValueType;
 use crate::error::{Result, bad_value};
 use crate::graph::ConvParams;
 use crate::memory;
+use crate::scalar::Int8Quantizer;
 
 /// Dimensions of a value: batch, channels and its spatial axes. In memory, floats with these
 /// dimensions are always `images × height × width × channels`.
@@ -114,6 +116,8 @@ pub(crate) enum Element {
     Integer,
     /// One byte per element: 0 or 1.
     Mask,
+    /// A float, stored as a byte of this quantizer.
+    Int8(Int8Quantizer),
 }
 
 impl Element {
@@ -121,7 +125,7 @@ impl Element {
         match self {
             Element::Float => size_of::<f32>(),
             Element::Integer => size_of::<i64>(),
-            Element::Mask => 1,
+            Element::Mask | Element::Int8(_) => 1,
         }
     }
 
@@ -287,88 +291,6 @@ impl Value {
     }
 }
 
-/// A buffer that holds a value.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Slice<'a> {
-    Float(&'a [f32]),
-    Integer(&'a [i64]),
-    Mask(&'a [u8]),
-    Codes(&'a [u8]),
-}
-
-impl<'a> Slice<'a> {
-    /// The floats. Panics for other types, which the checks of the graph rule out.
-    pub fn floats(self) -> &'a [f32] {
-        match self {
-            Slice::Float(x) => x,
-            _ => unreachable!("the graph's kinds were checked"),
-        }
-    }
-
-    /// The integers; panics as [`Slice::floats`] does.
-    pub fn integers(self) -> &'a [i64] {
-        match self {
-            Slice::Integer(x) => x,
-            _ => unreachable!("the graph's kinds were checked"),
-        }
-    }
-
-    /// The mask; panics as [`Slice::floats`] does.
-    pub fn mask(self) -> &'a [u8] {
-        match self {
-            Slice::Mask(x) => x,
-            _ => unreachable!("the graph's kinds were checked"),
-        }
-    }
-
-    /// The packed codes; panics as [`Slice::floats`] does.
-    pub fn codes(self) -> &'a [u8] {
-        match self {
-            Slice::Codes(x) => x,
-            _ => unreachable!("the graph's kinds were checked"),
-        }
-    }
-}
-
-/// A buffer to write a value to.
-#[derive(Debug)]
-pub(crate) enum SliceMut<'a> {
-    Float(&'a mut [f32]),
-    Integer(&'a mut [i64]),
-    Mask(&'a mut [u8]),
-    Codes(&'a mut [u8]),
-}
-
-impl<'a> SliceMut<'a> {
-    pub fn floats(self) -> &'a mut [f32] {
-        match self {
-            SliceMut::Float(x) => x,
-            _ => unreachable!("the graph's kinds were checked"),
-        }
-    }
-
-    pub fn integers(self) -> &'a mut [i64] {
-        match self {
-            SliceMut::Integer(x) => x,
-            _ => unreachable!("the graph's kinds were checked"),
-        }
-    }
-
-    pub fn mask(self) -> &'a mut [u8] {
-        match self {
-            SliceMut::Mask(x) => x,
-            _ => unreachable!("the graph's kinds were checked"),
-        }
-    }
-
-    pub fn codes(self) -> &'a mut [u8] {
-        match self {
-            SliceMut::Codes(x) => x,
-            _ => unreachable!("the graph's kinds were checked"),
-        }
-    }
-}
-
 /// Order and rank of a value, known before its sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ordered {
@@ -412,6 +334,12 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
     /// Whether its output is its first input's memory, unchanged. Then it is not run.
     fn is_view(&self, inputs: &[Value]) -> bool {
         let _ = inputs;
+        false
+    }
+
+    /// Whether it can read an input of floats that are stored as bytes.
+    fn reads_int8(&self, input: usize) -> bool {
+        let _ = input;
         false
     }
 

@@ -4,6 +4,7 @@ use super::isa::Simd;
 use super::vector::{Level, VectorLoop};
 use crate::epilogue::Elementwise;
 use crate::error::Result;
+use crate::scalar::Int8Quantizer;
 
 /// Applies one function to whole pixels.
 #[inline(always)]
@@ -70,5 +71,34 @@ pub(crate) fn apply_all(functions: &[Elementwise], x: &mut [f32], channels: usiz
     for x in x.chunks_mut(channels * (4096 / channels).max(1)) {
         level.run(MapPixels { functions, x, channels });
     }
+    Ok(())
+}
+
+/// The values of bytes.
+struct DequantizeBytes<'a> {
+    bytes: &'a [u8],
+    quantizer: Int8Quantizer,
+    out: &'a mut [f32],
+}
+
+impl VectorLoop for DequantizeBytes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let (whole, rest) = self.bytes.as_chunks::<16>();
+        let (floats, last) = self.out.as_chunks_mut::<16>();
+        for (bytes, x) in whole.iter().zip(floats) {
+            self.quantizer.dequantize(bytes, x);
+        }
+        for (&byte, x) in rest.iter().zip(last) {
+            self.quantizer.dequantize(&[byte], std::array::from_mut(x));
+        }
+    }
+}
+
+/// Turns the bytes of an int8 value into floats, on the best instruction set.
+pub(crate) fn dequantize(bytes: &[u8], quantizer: Int8Quantizer, out: &mut [f32]) -> Result<()> {
+    Level::usable()?.run(DequantizeBytes { bytes, quantizer, out });
     Ok(())
 }

@@ -95,7 +95,7 @@ pub use choose::{LayerShape, best, choose_by_rules, choose_for, choose_in};
 pub use columns::ColumnsKernel;
 pub use depthwise::DepthwiseKernel;
 pub(crate) use depthwise_float::{PADDING, depthwise_float};
-pub(crate) use elementwise::apply_all;
+pub(crate) use elementwise::{apply_all, dequantize};
 pub(crate) use epilogue::TileAcc;
 pub use epilogue::TileEpilogue;
 pub(crate) use float::{Matrix, matmul, product};

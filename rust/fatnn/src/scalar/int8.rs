@@ -15,13 +15,58 @@ const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
 ///
 /// in float32, where `1 / step` is rounded once. `round` takes ties to the even number. The codes
 /// fit a byte: they are within -128..=127, or within 0..=255. A code of 0 gives 0.0, never -0.0.
+///
+/// A byte in memory is the code plus [`Int8Quantizer::offset`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Int8Quantizer {
     step: f32,
     inv_step: f32,
     low: f32,
     high: f32,
+    /// 128 if a code may be negative, else 0.
+    offset: f32,
 }
+
+/// Rounds values to codes in a loop: see [`Int8Quantizer::encoder`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Encoder {
+    inv_step: f32,
+    low: f32,
+    high: f32,
+    round: f32,
+}
+
+impl Encoder {
+    /// Encodes the codes `round(clamp(x * inv_step, low, high))` as `code + 128`. The bounds are
+    /// within -128..=127.
+    pub fn biased(inv_step: f32, [low, high]: [f32; 2]) -> Self {
+        Encoder { inv_step, low, high, round: ROUND + 128.0 }
+    }
+
+    /// The same for values of at least `floor`.
+    pub fn above(self, floor: f32) -> Self {
+        let low = if floor > f32::NEG_INFINITY { floor * self.inv_step } else { self.low };
+        Encoder { low: self.low.max(low).min(self.high), ..self }
+    }
+
+    /// `1 / step`, the lowest and the highest code, and what is added to round.
+    pub fn constants(&self) -> [f32; 4] {
+        [self.inv_step, self.low, self.high, self.round]
+    }
+
+    /// Bits of a float whose last byte is that of the value, and that are ordered as the codes are.
+    /// NaN has the lowest code.
+    #[inline(always)]
+    pub fn encode(&self, x: f32) -> i32 {
+        let y = x * self.inv_step;
+        let y = if y > self.low { y } else { self.low };
+        let y = if y < self.high { y } else { self.high };
+        (y + self.round).to_bits() as i32
+    }
+}
+
+// No field is NaN.
+impl Eq for Int8Quantizer {}
 
 impl Int8Quantizer {
     /// # Errors
@@ -29,23 +74,81 @@ impl Int8Quantizer {
     /// if the codes from `low` to `high` are none or do not fit a byte.
     pub fn new(step: f32, low: i64, high: i64) -> Result<Self> {
         let inv_step = 1.0 / step;
-        if !(step > 0.0 && step.is_finite() && inv_step.is_finite() && inv_step > 0.0) {
-            return bad_value("step", "a positive number with a finite reciprocal", step);
+        if !(step > 0.0 && (step * 256.0).is_finite() && inv_step.is_finite()) {
+            return bad_value(
+                "step",
+                "a positive number whose reciprocal and multiples are finite",
+                step,
+            );
         }
         if !(low <= high && (low >= -128 && high <= 127 || low >= 0 && high <= 255)) {
             let got = format!("{low} to {high}");
             return bad_value("low and high", "codes within -128..127 or within 0..255", got);
         }
-        Ok(Int8Quantizer { step, inv_step, low: low as f32, high: high as f32 })
+        let offset = if low < 0 { 128.0 } else { 0.0 };
+        Ok(Int8Quantizer { step, inv_step, low: low as f32, high: high as f32, offset })
     }
 
     /// Rounds a value to a multiple of the step; NaN passes through.
     #[inline(always)]
     pub(crate) fn fake_quantize(&self, x: f32) -> f32 {
+        // The difference is never -0.0.
+        ((self.clamped(x) + ROUND) - ROUND) * self.step
+    }
+
+    /// `x / step` within the codes; NaN passes through.
+    #[inline(always)]
+    fn clamped(&self, x: f32) -> f32 {
         let y = x * self.inv_step;
         let y = if y < self.low { self.low } else { y };
-        let y = if y > self.high { self.high } else { y };
-        // The difference is never -0.0.
-        ((y + ROUND) - ROUND) * self.step
+        if y > self.high { self.high } else { y }
+    }
+
+    /// The constants of a loop.
+    pub(crate) fn encoder(&self) -> Encoder {
+        Encoder {
+            inv_step: self.inv_step,
+            low: self.low,
+            high: self.high,
+            round: ROUND + self.offset,
+        }
+    }
+
+    /// The smallest bits of [`Encoder::encode`] whose value is at least `threshold`; `i32::MAX` if
+    /// there are none, or if `threshold` is NaN.
+    pub(crate) fn bits_threshold(&self, threshold: f32) -> i32 {
+        let (mut below, mut from) = (self.low as i32, self.high as i32 + 1);
+        while below < from {
+            let code = below + (from - below) / 2;
+            if code as f32 * self.step >= threshold { from = code } else { below = code + 1 }
+        }
+        let bits = ((from as f32) + (ROUND + self.offset)).to_bits() as i32;
+        if from > self.high as i32 { i32::MAX } else { bits }
+    }
+
+    /// The values of bytes.
+    #[inline(always)]
+    pub(crate) fn dequantize<const N: usize>(&self, bytes: &[u8; N], x: &mut [f32; N]) {
+        let [step, zero] = self.step_and_zero();
+        for j in 0..N {
+            x[j] = f32::from(bytes[j]).mul_add(step, zero);
+        }
+    }
+
+    /// The value of a byte is `fma(byte, step, zero)`. As `zero` is exact, this rounds
+    /// `(byte - offset) * step` once.
+    #[inline(always)]
+    pub(crate) fn step_and_zero(&self) -> [f32; 2] {
+        [self.step, -self.offset * self.step]
+    }
+
+    /// The values of bytes, one by one.
+    pub fn values<'a>(&self, bytes: &'a [u8]) -> impl Iterator<Item = f32> + 'a {
+        let quantizer = *self;
+        bytes.iter().map(move |&byte| {
+            let mut value = [0.0];
+            quantizer.dequantize(&[byte], &mut value);
+            value[0]
+        })
     }
 }

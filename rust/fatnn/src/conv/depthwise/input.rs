@@ -15,6 +15,16 @@ pub(crate) trait ComputeLines: Sync {
     fn compute(&self, first: usize, out: &mut [f32]) -> Result<()>;
 }
 
+/// Computes lines of a depthwise convolution's input on demand, as bytes: the code plus 128. No
+/// value is NaN.
+pub(crate) trait ComputeBytes: Sync {
+    /// As [`ComputeLines::compute`].
+    ///
+    /// # Errors
+    /// If the lines cannot be computed.
+    fn compute(&self, first: usize, out: &mut [u8]) -> Result<()>;
+}
+
 /// The input of a depthwise convolution, channels last.
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
@@ -30,6 +40,8 @@ pub(crate) enum InputLines<'a> {
     InMemory(&'a [f32]),
     /// Lines that are computed when they are needed.
     Computed { images: usize, source: &'a dyn ComputeLines },
+    /// The same, already quantized. Each output channel must have an input channel of its own.
+    Bytes { images: usize, source: &'a dyn ComputeBytes },
 }
 
 impl<'a> Input<'a> {
@@ -59,6 +71,7 @@ impl Input<'_> {
             InputLines::Computed { source, .. } => {
                 parallel::on_this_thread(|| source.compute(first, out))?;
             }
+            InputLines::Bytes { .. } => unreachable!("such lines are never read as floats"),
         }
         apply_all(self.before, out, channels)
     }

@@ -18,6 +18,7 @@ use crate::graph::{BuildError, ConvParams, NodeView, Tensor};
 use crate::kernels::{self, Kernel, LayerShape, OperandTypes, Operands};
 use crate::memory;
 use crate::pack::{PackedWeights, WeightShape};
+use crate::scalar::Scalar;
 
 impl Compiler<'_> {
     pub(super) fn float_conv(
@@ -162,7 +163,11 @@ impl Compiler<'_> {
         // ReLU is the only function that passes fuse into this operation.
         let relu = *relu || !fused.elementwise.is_empty();
         let codes: Option<Quantizer> = fused.quantizer.and_then(|node| quantizer(self.view(node)));
-        self.ternary_conv(view, conv, Epilogue::Float { scale, bias, relu, codes }, shortcut)
+        let int8 = fused.int8.and_then(|node| match &self.graph.nodes[node].op {
+            Op::Scalar(Scalar::FakeQuantize(quantizer)) => Some(*quantizer),
+            _ => None,
+        });
+        self.ternary_conv(view, conv, Epilogue::Float { scale, bias, relu, int8, codes }, shortcut)
     }
 
     pub(super) fn ternary_conv(

@@ -5,106 +5,16 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
-use crate::conv::tiled::FloatSink;
+use crate::conv::tiled::{FloatSink, Int8Sink};
 use crate::conv::{ConvShape, Geometry, check_thresholds};
-use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
-use crate::epilogue::{Dequantize, Elementwise, Quantizer, Requantize, Residual, check_channels};
+use crate::engine::value::{Cost, Dims, Element, ExecutableOp, Operation, Slice, SliceMut, Value};
+use crate::epilogue::{Dequantize, DequantizeInt8, Quantizer, Requantize, Residual};
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::graph::ConvParams;
-use crate::kernels::{BLOCK_PIXELS, apply_all};
 use crate::memory;
 use crate::pack::PackedWeights;
-use crate::parallel;
 use crate::pool::pool_checked;
-use crate::quantize::{PixelOrder, quantize};
-
-/// Quantizes floats to codes.
-#[derive(Debug)]
-pub(crate) struct Quantize {
-    pub thresholds: Vec<f32>,
-    pub layout: CodesLayout,
-    /// Elementwise functions of its input, which run before the quantizer.
-    pub before: Vec<Elementwise>,
-}
-
-impl Operation for Quantize {
-    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let dims = inputs[0].dims;
-        check_len("channels", self.layout.channels(), dims.channels)?;
-        check_channels(&self.before, dims.channels)?;
-        let mut cost = Cost::of(&dims, 1 + self.before.len());
-        if !self.before.is_empty() {
-            cost.bytes = chunk_pixels(dims.channels) as u128 * dims.channels as u128 * 4;
-        }
-        Ok((Value::codes(dims, self.layout), cost))
-    }
-
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let dims = inputs[0].dims;
-        Ok((Value::codes(dims, self.layout), Box::new(QuantizeStep { quantize: self, dims })))
-    }
-}
-
-#[derive(Debug)]
-struct QuantizeStep {
-    quantize: Arc<Quantize>,
-    dims: Dims,
-}
-
-/// Pixels that functions and quantizer process together: their floats stay in the first-level
-/// cache.
-fn chunk_pixels(channels: usize) -> usize {
-    (4096 / channels.max(1)).next_multiple_of(BLOCK_PIXELS).max(BLOCK_PIXELS)
-}
-
-thread_local! {
-    /// Floats of one chunk. The buffer is kept between calls, so only the first run allocates.
-    static CHUNK: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-impl QuantizeStep {
-    /// Applies the functions and the quantizer to pixels. `first` is the number of the first pixel.
-    fn pixels(&self, x: &[f32], first: usize, out: &mut [u8]) -> Result<()> {
-        let (q, channels) = (&*self.quantize, self.dims.channels);
-        let (pixels, bytes) = (chunk_pixels(channels), q.layout.pixel_bytes());
-        let mut at = first * channels;
-        CHUNK.with_borrow_mut(|floats| {
-            for out in out.chunks_mut(pixels * bytes) {
-                let pixels = out.len() / bytes;
-                memory::grow("pixels of a quantizer", floats, pixels * channels, 0.0)?;
-                let floats = &mut floats[..pixels * channels];
-                floats.copy_from_slice(&x[at..at + floats.len()]);
-                apply_all(&q.before, floats, channels)?;
-                let order = PixelOrder::ChannelsLast;
-                let quantize = || quantize(floats, 1, pixels, order, &q.thresholds, q.layout, out);
-                // Stay on this thread: the buffer is borrowed from its thread-local storage.
-                parallel::on_this_thread(quantize).map_err(|error| error.counted_from(at))?;
-                at += floats.len();
-            }
-            Ok(())
-        })
-    }
-}
-
-impl ExecutableOp for QuantizeStep {
-    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (q, x) = (&self.quantize, inputs[0].floats());
-        if !q.before.is_empty() {
-            let cost = x.len().saturating_mul(32 + 16 * q.before.len());
-            let bytes = q.layout.pixel_bytes();
-            return parallel::try_for_each_rows(
-                out.codes(),
-                bytes,
-                chunk_pixels(self.dims.channels),
-                cost,
-                |first, out| self.pixels(x, first, out),
-            );
-        }
-        let pixels = self.dims.map[0] * self.dims.map[1];
-        let order = PixelOrder::ChannelsLast;
-        quantize(x, self.dims.images, pixels, order, &q.thresholds, q.layout, out.codes())
-    }
-}
+use crate::scalar::Int8Quantizer;
 
 /// What a ternary convolution turns its accumulators into.
 #[derive(Debug)]
@@ -113,7 +23,14 @@ pub(crate) enum Epilogue {
     Codes { thresholds: Vec<i32>, layout: CodesLayout },
     /// Floats: `fma(acc, scale, bias)`, plus a residual from the second input, then ReLU. With
     /// `codes`, the quantized result is written too.
-    Float { scale: Option<Vec<f32>>, bias: Option<Vec<f32>>, relu: bool, codes: Option<Quantizer> },
+    Float {
+        scale: Option<Vec<f32>>,
+        bias: Option<Vec<f32>>,
+        relu: bool,
+        /// Rounds the result, which is then stored as bytes.
+        int8: Option<Int8Quantizer>,
+        codes: Option<Quantizer>,
+    },
 }
 
 /// A ternary convolution. A linear layer is one whose window covers the whole map.
@@ -154,6 +71,12 @@ impl TernaryConv {
             }
         }
         Ok(self)
+    }
+
+    /// Whether sums become finite floats or infinities, never NaN.
+    pub(super) fn has_finite_constants(&self) -> bool {
+        let Epilogue::Float { scale, bias, .. } = &self.epilogue else { return false };
+        [scale, bias].into_iter().flatten().flatten().all(|x| x.is_finite())
     }
 
     /// The dimensions of the output, and its cost, for an input of dimensions `dims`.
@@ -198,7 +121,7 @@ impl TernaryConv {
 
     /// The sink of a float epilogue; `None` for codes.
     pub(super) fn sink<'a>(&'a self, residual: Residual<'a>) -> Option<FloatSink<'a>> {
-        let Epilogue::Float { scale, bias, relu, codes } = &self.epilogue else { return None };
+        let Epilogue::Float { scale, bias, relu, codes, .. } = &self.epilogue else { return None };
         let channels = self.weights.shape().out_channels;
         let (scale, bias) = (scale.as_deref(), bias.as_deref());
         Some(FloatSink::new(
@@ -238,7 +161,14 @@ impl Operation for TernaryConv {
         }
         let output = match self.epilogue {
             Epilogue::Codes { layout, .. } => Value::codes(out, layout),
-            Epilogue::Float { .. } => Value::float(out),
+            Epilogue::Float { int8: None, .. } => Value::float(out),
+            Epilogue::Float { int8: Some(quantizer), .. } => {
+                if self.shortcut.is_some() {
+                    cost.bytes =
+                        cost.bytes.saturating_add(Value::float(out).buffer_bytes() as u128);
+                }
+                Value::float(out).of(Element::Int8(quantizer))
+            }
         };
         Ok((output, cost))
     }
@@ -253,8 +183,12 @@ impl Operation for TernaryConv {
         Ok((value, Box::new(step)))
     }
 
+    fn reads_int8(&self, input: usize) -> bool {
+        input == 1 && self.shortcut.is_none()
+    }
+
     fn adds_in_place(&self) -> bool {
-        self.shortcut.is_none()
+        self.shortcut.is_none() && matches!(self.epilogue, Epilogue::Float { int8: None, .. })
     }
 }
 
@@ -286,34 +220,92 @@ impl ExecutableOp for ConvStep {
             return self.geometry.run(codes, weights, &to, scratch, out.codes(), codes_out);
         }
         let residual = match inputs.get(1) {
+            Some(&Slice::Int8(x, quantizer)) => Residual::Int8(x, quantizer),
             Some(residual) if self.shortcut.is_none() => Residual::Of(residual.floats()),
             _ if self.residual => Residual::InPlace,
             _ => Residual::None,
         };
         let sink = self.conv.sink(residual).expect("a float epilogue");
+        if let Epilogue::Float { int8: Some(quantizer), .. } = self.conv.epilogue {
+            return self.run_to_int8(inputs, scratch, (sink, quantizer), out.int8(), codes_out);
+        }
         let out = out.floats();
-        match (&self.shortcut, &self.conv.shortcut) {
-            (Some(geometry), Some(Shortcut { conv, .. })) => {
-                let shortcut_sink =
-                    conv.sink(Residual::None).expect("a shortcut's epilogue makes floats");
-                Geometry::run_sum(
-                    [geometry, &self.geometry],
-                    [inputs[1].codes(), codes],
-                    [&conv.weights, weights],
-                    [&shortcut_sink, &sink],
-                    scratch,
-                    out,
-                    codes_out,
-                )?;
+        match self.shortcut_sink() {
+            Some((geometry, shortcut, shortcut_sink)) => Geometry::run_sum(
+                [geometry, &self.geometry],
+                [inputs[1].codes(), codes],
+                [&shortcut.weights, weights],
+                [&shortcut_sink, &sink],
+                scratch,
+                out,
+                codes_out,
+            )?,
+            None => self.geometry.run(codes, weights, &sink, scratch, out, codes_out)?,
+        }
+        if sink.nan.into_inner() { first_nan(out) } else { Ok(()) }
+    }
+}
+
+/// An error with the index of the first NaN, if there is one.
+fn first_nan(x: &[f32]) -> Result<()> {
+    match x.iter().position(|x| x.is_nan()) {
+        Some(index) => Err(Error::NotANumber { what: "input", index }),
+        None => Ok(()),
+    }
+}
+
+thread_local! {
+    /// Floats of a shortcut whose sum is stored as bytes. The buffer is kept between calls, so only
+    /// the first run allocates.
+    static SHORTCUT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl ConvStep {
+    /// The shortcut, and the sink of its floats.
+    fn shortcut_sink(&self) -> Option<(&Geometry, &TernaryConv, FloatSink<'_>)> {
+        let (geometry, Shortcut { conv, .. }) =
+            (self.shortcut.as_ref()?, self.conv.shortcut.as_ref()?);
+        let sink = conv.sink(Residual::None).expect("a shortcut's epilogue makes floats");
+        Some((geometry, conv, sink))
+    }
+
+    /// Runs it with an output that is stored as bytes.
+    fn run_to_int8(
+        &self,
+        inputs: &[Slice<'_>],
+        scratch: &mut [u8],
+        (sink, quantizer): (FloatSink<'_>, Int8Quantizer),
+        out: &mut [u8],
+        codes_out: &mut [u8],
+    ) -> Result<()> {
+        let (codes, weights) = (inputs[0].codes(), &self.conv.weights);
+        let FloatSink { to, residual, nan } = sink;
+        let run = |residual: Residual<'_>, scratch: &mut [u8]| {
+            let sink = Int8Sink { to: DequantizeInt8::new(to, quantizer), residual, nan };
+            self.geometry.run(codes, weights, &sink, scratch, out, codes_out)?;
+            if !sink.nan.into_inner() {
+                return Ok(());
             }
-            _ => self.geometry.run(codes, weights, &sink, scratch, out, codes_out)?,
-        }
-        if sink.nan.into_inner()
-            && let Some(index) = out.iter().position(|y| y.is_nan())
-        {
-            return Err(Error::NotANumber { what: "input", index });
-        }
-        Ok(())
+            // Compute the floats to find the NaN.
+            let to = Dequantize { codes: None, ..to };
+            let mut floats = memory::filled("output of a convolution", out.len(), 0.0)?;
+            let sink = FloatSink::new(to, residual);
+            self.geometry.run(codes, weights, &sink, scratch, &mut floats, &mut [])?;
+            first_nan(&floats)
+        };
+        let Some((geometry, shortcut, shortcut_sink)) = self.shortcut_sink() else {
+            return run(residual, scratch);
+        };
+        // Taken out, so that no borrow lasts while this thread works on other tasks.
+        let mut floats = SHORTCUT.take();
+        let count = self.geometry.output_pixels() * to.channels;
+        memory::grow("output of a shortcut", &mut floats, count, 0.0)?;
+        let from = inputs[1].codes();
+        let result = geometry
+            .run(from, &shortcut.weights, &shortcut_sink, scratch, &mut floats[..count], &mut [])
+            .and_then(|()| run(Residual::Of(&floats[..count]), scratch));
+        SHORTCUT.set(floats);
+        result
     }
 }
 

@@ -4,17 +4,20 @@ use std::sync::Arc;
 
 use crate::codec::CodesLayout;
 use crate::conv::depthwise::{
-    ComputeLines, Geometry, Input, InputLines, Layer, LineQuantizer, Output, UNBOUNDED,
+    ComputeBytes, ComputeLines, Geometry, Input, InputLines, Layer, LineQuantizer, Output,
+    UNBOUNDED,
 };
-use crate::conv::tiled::FloatSink;
+use crate::conv::tiled::{FloatSink, Int8Sink, Sink};
 use crate::conv::{self, Constants, Padded};
 use crate::engine::ops::conv::TernaryConv;
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
-use crate::epilogue::{Elementwise, Residual, check_channels};
+use crate::epilogue::{DequantizeInt8, Elementwise, Residual, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
+use crate::kernels::depthwise::QuantizeParams;
 use crate::memory;
 use crate::pack::PackedWeights;
+use crate::scalar::Encoder;
 
 /// An int8 depthwise convolution.
 #[derive(Debug)]
@@ -132,6 +135,9 @@ impl Operation for DepthwiseConv {
                 strips.push(conv.geometry(&dims)?);
             }
         }
+        let from_bytes = self.before.is_empty()
+            && geometry.reads_bytes()
+            && self.source.as_ref().is_some_and(|source| source.conv.has_finite_constants());
         // A BatchNorm and then bounds run in the epilogue; all other functions run after it.
         let (mut constants, mut clamp, mut rest) = (self.constants.clone(), UNBOUNDED, 0);
         if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
@@ -154,6 +160,7 @@ impl Operation for DepthwiseConv {
                 constants,
                 clamp,
                 rest,
+                from_bytes,
             }),
         ))
     }
@@ -171,6 +178,8 @@ struct DepthwiseStep {
     clamp: [f32; 2],
     /// Index of the first function that does not run in the epilogue.
     rest: usize,
+    /// Whether the source quantizes its lines.
+    from_bytes: bool,
 }
 
 impl ExecutableOp for DepthwiseStep {
@@ -197,40 +206,64 @@ impl DepthwiseStep {
             return self.geometry.run(input, &layer, out);
         };
         let (source, codes) = (&*source.conv, inputs[0].codes());
-        let lines = SourceLines {
-            weights: &source.weights,
-            strips: &self.strips,
-            sink: source.sink(Residual::None).expect("a source's epilogue makes floats"),
-            codes,
-            line_bytes: self.input_dims.map[1] * source.weights.codes_layout()?.pixel_bytes(),
-            line_floats: self.input_dims.map[1] * self.input_dims.channels,
+        let sink = source.sink(Residual::None).expect("a source's epilogue makes floats");
+        let line = Line {
+            bytes: self.input_dims.map[1] * source.weights.codes_layout()?.pixel_bytes(),
+            values: self.input_dims.map[1] * self.input_dims.channels,
         };
-        let input = Input {
-            lines: InputLines::Computed { images: self.input_dims.images, source: &lines },
-            before,
-        };
-        self.geometry.run(input, &layer, out)
+        let (images, weights, strips) =
+            (self.input_dims.images, &source.weights, self.strips.as_slice());
+        if self.from_bytes {
+            let QuantizeParams { inv_step, bounds } =
+                QuantizeParams::new(constants.inv_step, conv.bounds);
+            let to = DequantizeInt8::encoded(sink.to, Encoder::biased(inv_step, bounds));
+            let sink = Int8Sink { to, residual: Residual::None, nan: sink.nan };
+            let source = &SourceLines { weights, strips, sink, codes, line };
+            let lines = InputLines::Bytes { images, source };
+            return self.geometry.run(Input { lines, before }, &layer, out);
+        }
+        let source = &SourceLines { weights, strips, sink, codes, line };
+        let lines = InputLines::Computed { images, source };
+        self.geometry.run(Input { lines, before }, &layer, out)
     }
 }
 
-/// Computes lines of the depthwise convolution's input with the source.
-struct SourceLines<'a> {
-    weights: &'a PackedWeights<'static>,
-    strips: &'a [conv::Geometry],
-    sink: FloatSink<'a>,
-    codes: &'a [u8],
+/// Sizes of a line of the source.
+#[derive(Clone, Copy)]
+struct Line {
     /// Bytes of an input line of codes.
-    line_bytes: usize,
-    /// Floats of an output line.
-    line_floats: usize,
+    bytes: usize,
+    /// Values of an output line.
+    values: usize,
 }
 
-impl ComputeLines for SourceLines<'_> {
-    fn compute(&self, first: usize, out: &mut [f32]) -> Result<()> {
-        let Some(count) = out.len().checked_div(self.line_floats).filter(|count| *count > 0) else {
+/// Computes lines of the depthwise convolution's input with the source.
+struct SourceLines<'a, S> {
+    weights: &'a PackedWeights<'static>,
+    strips: &'a [conv::Geometry],
+    sink: S,
+    codes: &'a [u8],
+    line: Line,
+}
+
+impl<S: Sink> SourceLines<'_, S> {
+    fn run(&self, first: usize, out: &mut [S::Elem]) -> Result<()> {
+        let Some(count) = out.len().checked_div(self.line.values).filter(|count| *count > 0) else {
             return Ok(());
         };
-        let codes = &self.codes[first * self.line_bytes..][..count * self.line_bytes];
+        let codes = &self.codes[first * self.line.bytes..][..count * self.line.bytes];
         self.strips[count - 1].run(codes, self.weights, &self.sink, &mut [], out, &mut [])
+    }
+}
+
+impl ComputeLines for SourceLines<'_, FloatSink<'_>> {
+    fn compute(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        self.run(first, out)
+    }
+}
+
+impl ComputeBytes for SourceLines<'_, Int8Sink<'_>> {
+    fn compute(&self, first: usize, out: &mut [u8]) -> Result<()> {
+        self.run(first, out)
     }
 }

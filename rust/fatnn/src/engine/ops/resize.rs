@@ -133,6 +133,7 @@ impl ExecutableOp for NearestStep {
             SliceMut::Float(out) => self.copy(inputs[0].floats(), out),
             SliceMut::Integer(out) => self.copy(inputs[0].integers(), out),
             SliceMut::Mask(out) => self.copy(inputs[0].mask(), out),
+            SliceMut::Int8(out) => self.copy(inputs[0].int8().0, out),
             SliceMut::Codes(out) => self.copy(inputs[0].codes(), out),
         }
     }
@@ -252,6 +253,7 @@ impl ExecutableOp for ShuffleStep {
             }),
             SliceMut::Integer(out) => self.copy(inputs[0].integers(), out, |_| Ok(())),
             SliceMut::Mask(out) => self.copy(inputs[0].mask(), out, |_| Ok(())),
+            SliceMut::Int8(out) => self.copy(inputs[0].int8().0, out, |_| Ok(())),
             SliceMut::Codes(out) => self.copy(inputs[0].codes(), out, |_| Ok(())),
         }
     }

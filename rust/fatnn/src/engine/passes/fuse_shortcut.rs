@@ -16,7 +16,10 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
         return Outcome::Refused(Reason::ProducerCannot);
     };
     let plain = |node: &super::super::fused::FusedNode| {
-        node.inputs.len() == 1 && node.shortcut.is_none() && node.quantizer.is_none()
+        node.inputs.len() == 1
+            && node.shortcut.is_none()
+            && node.quantizer.is_none()
+            && node.int8.is_none()
     };
     if !graph.node(producer).is_some_and(plain)
         || graph.node(node).is_none_or(|node| node.shortcut.is_some())

@@ -19,8 +19,9 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     };
     let weight = graph.view(producer).tensor("weight");
     let pixel = weight.is_some_and(|weight| matches!(weight.shape(), [_, _, 1, 1]));
-    let plain =
-        graph.node(producer).is_some_and(|node| node.inputs.len() == 1 && node.quantizer.is_none());
+    let plain = graph.node(producer).is_some_and(|node| {
+        node.inputs.len() == 1 && node.quantizer.is_none() && node.int8.is_none()
+    });
     let ConvParams { stride, padding, .. } = *params;
     if !pixel || !plain || stride != [1, 1] || padding != [0, 0] {
         return Outcome::Refused(Reason::ProducerCannot);

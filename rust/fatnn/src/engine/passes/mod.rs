@@ -7,6 +7,7 @@ mod fuse_before;
 mod fuse_bounds;
 mod fuse_depthwise;
 mod fuse_elementwise;
+mod fuse_int8;
 mod fuse_max_pool;
 mod fuse_quantizer;
 mod fuse_shortcut;
@@ -69,6 +70,7 @@ pub(crate) const PASSES: &[Pass] = &[
     Pass { name: "fuse_max_pool", apply: fuse_max_pool::apply },
     Pass { name: "fuse_bounds", apply: fuse_bounds::apply },
     Pass { name: "fuse_shortcut", apply: fuse_shortcut::apply },
+    Pass { name: "fuse_int8", apply: fuse_int8::apply },
     Pass { name: "fuse_quantizer", apply: fuse_quantizer::apply },
     Pass { name: "fuse_before", apply: fuse_before::apply },
     Pass { name: "fuse_source", apply: fuse_source::apply },
@@ -168,6 +170,7 @@ mod testing {
                 (attrs, json!({"weight": "dw", "scale": "c", "inv_step": "one"}))
             }
             "channel_scale" => (json!({}), json!({"scale": "c"})),
+            "fake_quantize" => (json!({"step_size": 0.5, "low": 0, "high": 255}), json!({})),
             "input" => (json!({}), json!({})),
             _ => (window(2), json!({})),
         };

@@ -73,6 +73,18 @@ impl DepthwiseKernel for Avx512 {
         unsafe { quantize(x, channels, params, out.as_mut_ptr()) }
     }
 
+    fn reads_bytes(&self) -> bool {
+        true
+    }
+
+    fn arrange(&self, bytes: &[u8], channels: usize, out: &mut [u8]) {
+        let pixels = bytes.len() / channels;
+        let written = pixels * LAYOUT.pixel_bytes(channels);
+        assert!(bytes.len() == pixels * channels && out.len() >= written);
+        // SAFETY: `self` exists, so `make` saw the features; sizes were just checked.
+        unsafe { arrange(bytes, channels, out.as_mut_ptr()) }
+    }
+
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]) {
         let steps = rows.check(&LAYOUT, out);
         // SAFETY: `self` exists, so `make` saw the features; `Rows::check` checked the sizes.
@@ -140,6 +152,27 @@ unsafe fn quantize(x: &[f32], channels: usize, params: &QuantizeParams, mut out:
         }
     }
     no_nan
+}
+
+/// # Safety
+/// `bytes` must hold whole pixels; `out` must have [`DepthwiseLayout::pixel_bytes`] for each.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn arrange(bytes: &[u8], channels: usize, mut out: *mut u8) {
+    // Four channels of every vector of sixteen in each 128-bit lane, as packs leave them.
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for pixel in bytes.chunks_exact(channels) {
+        for block in pixel.chunks(BLOCK) {
+            // SAFETY: the load reads only bytes of the block; `out` has 64 bytes for each block.
+            unsafe {
+                let codes = match block.len() {
+                    BLOCK => _mm512_loadu_si512(block.as_ptr().cast()),
+                    len => _mm512_maskz_loadu_epi8((1 << len) - 1, block.as_ptr().cast()),
+                };
+                _mm512_storeu_si512(out.cast(), _mm512_permutexvar_epi32(order, codes));
+                out = out.add(BLOCK);
+            }
+        }
+    }
 }
 
 /// Interleaves rows into columns: all four vectors of a block if `WHOLE`, otherwise the first two.

@@ -258,6 +258,17 @@ pub trait DepthwiseKernel: private::Sealed + Sync + std::fmt::Debug {
     fn quantize(&self, x: &[f32], channels: usize, params: &QuantizeParams, out: &mut [u8])
     -> bool;
 
+    /// Whether it has [`DepthwiseKernel::arrange`].
+    fn reads_bytes(&self) -> bool {
+        false
+    }
+
+    /// Takes pixels of `channels` bytes (code + 128) in place of [`DepthwiseKernel::quantize`].
+    fn arrange(&self, bytes: &[u8], channels: usize, out: &mut [u8]) {
+        let _ = (bytes, channels, out);
+        unreachable!("only called if `reads_bytes`");
+    }
+
     /// Writes one column per pixel to `out`, for one block of channels.
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]);
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{FLOATS, INT8, Int8Rows, Simd};
 use crate::cpu::Features;
 use crate::kernels::vector::VectorLoop;
 
@@ -30,6 +30,18 @@ unsafe impl Simd for Avx2 {
     fn ge_mask_f32<const N: usize>(self, x: &[f32; N], threshold: f32) -> u64 {
         // SAFETY: as above.
         unsafe { ge_mask_f32(x, threshold) }
+    }
+
+    #[inline(always)]
+    fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
+        self,
+        rows: &Int8Rows<'_, NR>,
+        thresholds: &[i32; THRESHOLDS],
+        out: &mut [u8],
+        done: impl FnMut(usize, [u64; THRESHOLDS]),
+    ) -> u64 {
+        // SAFETY: as above.
+        unsafe { encode_rows::<NR, RESIDUAL, THRESHOLDS>(rows, thresholds, out, done) }
     }
 
     #[inline]
@@ -132,4 +144,90 @@ pub(crate) fn add_low_halves(out: &mut [i32], counts: __m256i) {
     let at = out.as_mut_ptr().cast();
     // SAFETY: `out` has four elements.
     unsafe { _mm_storeu_si128(at, _mm_add_epi32(_mm_loadu_si128(at), counts)) };
+}
+
+/// [`Simd::encode_rows`].
+#[target_feature(enable = "avx2,fma")]
+fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
+    rows: &Int8Rows<'_, NR>,
+    thresholds: &[i32; THRESHOLDS],
+    out: &mut [u8],
+    mut done: impl FnMut(usize, [u64; THRESHOLDS]),
+) -> u64 {
+    const { assert!(NR.is_multiple_of(16) && NR <= 64) };
+    rows.check::<RESIDUAL>(out);
+    let [inv_step, low, high, round] = rows.encoder.constants().map(|x| _mm256_set1_ps(x));
+    let (floats, bytes, step_zero) = rows.residual();
+    let [step, zero] = step_zero.map(|x| _mm256_set1_ps(x));
+    let levels = thresholds.map(|threshold| _mm256_set1_epi32(threshold));
+    let mut nan = 0;
+    for (r, acc) in rows.acc.iter().enumerate() {
+        let start = r * rows.pitch + rows.first;
+        let mut masks = [0; THRESHOLDS];
+        for at in (0..rows.channels).step_by(8) {
+            let valid = (rows.channels - at).min(8);
+            let range = start + at..start + at + valid;
+            let below = (1u64 << valid) - 1;
+            // SAFETY: the arrays have `NR` elements.
+            let mut y = unsafe {
+                let array = |x: &[f32; NR]| _mm256_loadu_ps(x.as_ptr().add(at));
+                let acc = _mm256_loadu_si256(acc.as_ptr().add(at).cast());
+                _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), array(rows.scale), array(rows.bias))
+            };
+            if RESIDUAL == FLOATS {
+                let mut last = [0.0; 8];
+                let x = first_of(&floats[range.clone()], &mut last);
+                // SAFETY: the array has eight elements.
+                y = _mm256_add_ps(y, unsafe { _mm256_loadu_ps(x.as_ptr()) });
+                let unordered = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(y, y));
+                nan |= (u64::from(unordered as u8) & below) << at;
+            }
+            if RESIDUAL == INT8 {
+                let mut last = [0; 8];
+                let x = first_of(&bytes[range.clone()], &mut last);
+                // SAFETY: the array has eight elements.
+                let x = unsafe { _mm_loadl_epi64(x.as_ptr().cast()) };
+                let x = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x));
+                y = _mm256_add_ps(y, _mm256_fmadd_ps(x, step, zero));
+            }
+            // `max` returns its second operand if one is NaN.
+            let y = _mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(y, inv_step), low), high);
+            let bits = _mm256_castps_si256(_mm256_add_ps(y, round));
+            for (mask, level) in masks.iter_mut().zip(levels) {
+                let under =
+                    _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(level, bits)));
+                *mask |= (u64::from(!under as u8) & below) << at;
+            }
+            // The last byte of every number, gathered within each half.
+            let last_bytes = _mm256_setr_epi8(
+                0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, //
+                0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+            );
+            let halves = _mm256_shuffle_epi8(bits, last_bytes);
+            let packed = _mm_unpacklo_epi32(
+                _mm256_castsi256_si128(halves),
+                _mm256_extracti128_si256::<1>(halves),
+            );
+            let packed = _mm_cvtsi128_si64(packed).to_le_bytes();
+            let out = &mut out[range];
+            match out.first_chunk_mut() {
+                Some(out) => *out = packed,
+                None => out.copy_from_slice(&packed[..valid]),
+            }
+        }
+        done(r, masks);
+    }
+    nan
+}
+
+/// Eight elements, or those that exist and zeros, in `last`.
+#[inline(always)]
+fn first_of<'a, T: Copy>(from: &'a [T], last: &'a mut [T; 8]) -> &'a [T; 8] {
+    match from.first_chunk() {
+        Some(whole) => whole,
+        None => {
+            last[..from.len()].copy_from_slice(from);
+            last
+        }
+    }
 }

@@ -7,6 +7,8 @@
 
 use super::vector::VectorLoop;
 use crate::cpu::Features;
+use crate::epilogue::Residual;
+use crate::scalar::Encoder;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
@@ -38,6 +40,99 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// Bit `j` is set if `x[j] >= threshold`, and not set for NaN. `N` as in [`Simd::ge_mask`].
     fn ge_mask_f32<const N: usize>(self, x: &[f32; N], threshold: f32) -> u64;
 
+    /// Encodes the rows of a tile: see [`Int8Rows`]. `done` gets every row's number, and a mask per
+    /// threshold of the codes that reach it. Returns a mask of the channels with NaN, which is only
+    /// looked for with a residual of floats.
+    #[inline(always)]
+    fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
+        self,
+        rows: &Int8Rows<'_, NR>,
+        thresholds: &[i32; THRESHOLDS],
+        out: &mut [u8],
+        done: impl FnMut(usize, [u64; THRESHOLDS]),
+    ) -> u64 {
+        encode_rows::<NR, RESIDUAL, THRESHOLDS>(rows, thresholds, out, done)
+    }
+
     /// Runs a loop, compiled for this instruction set.
     fn run<L: VectorLoop>(self, work: L) -> L::Output;
+}
+
+/// The sums of a tile, and what follows them: `encode(fma(acc, scale, bias) + residual)`.
+pub(crate) struct Int8Rows<'a, const NR: usize> {
+    pub acc: &'a [[i32; NR]],
+    pub scale: &'a [f32; NR],
+    pub bias: &'a [f32; NR],
+    /// Channels of the tile that exist, from number `first` on.
+    pub channels: usize,
+    pub first: usize,
+    /// Elements from one row of the residual and of the output to the next.
+    pub pitch: usize,
+    pub residual: Residual<'a>,
+    pub encoder: Encoder,
+}
+
+/// The type of [`Int8Rows::residual`], as a constant.
+pub(crate) const NO_RESIDUAL: u8 = 0;
+/// Floats.
+pub(crate) const FLOATS: u8 = 1;
+/// Bytes.
+pub(crate) const INT8: u8 = 2;
+
+impl<const NR: usize> Int8Rows<'_, NR> {
+    /// The residual's floats, its bytes, and their step and zero; those that it does not have are
+    /// empty.
+    pub fn residual(&self) -> (&[f32], &[u8], [f32; 2]) {
+        match self.residual {
+            Residual::Of(x) => (x, &[], [0.0; 2]),
+            Residual::Int8(x, quantizer) => (&[], x, quantizer.step_and_zero()),
+            Residual::None | Residual::InPlace => (&[], &[], [0.0; 2]),
+        }
+    }
+
+    /// Checks that the rows lie within the residual and the output.
+    ///
+    /// # Panics
+    /// If they do not, which is a bug in the caller.
+    pub fn check<const RESIDUAL: u8>(&self, out: &[u8]) {
+        let end = self.acc.len().saturating_sub(1).checked_mul(self.pitch);
+        let end = end.and_then(|at| at.checked_add(self.first)?.checked_add(self.channels));
+        let (floats, bytes, _) = self.residual();
+        let read = [out.len(), floats.len(), bytes.len()][RESIDUAL as usize];
+        assert!(self.channels <= NR);
+        assert!(self.acc.is_empty() || end.is_some_and(|end| end <= out.len().min(read)));
+    }
+}
+
+/// [`Simd::encode_rows`] as a plain loop.
+#[inline(always)]
+fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
+    rows: &Int8Rows<'_, NR>,
+    thresholds: &[i32; THRESHOLDS],
+    out: &mut [u8],
+    mut done: impl FnMut(usize, [u64; THRESHOLDS]),
+) -> u64 {
+    let (floats, bytes, [step, zero]) = rows.residual();
+    let mut nan = 0;
+    for (r, acc) in rows.acc.iter().enumerate() {
+        let at = r * rows.pitch + rows.first;
+        let mut masks = [0; THRESHOLDS];
+        for (j, out) in out[at..at + rows.channels].iter_mut().enumerate() {
+            let mut y = (acc[j] as f32).mul_add(rows.scale[j], rows.bias[j]);
+            if RESIDUAL == FLOATS {
+                y += floats[at + j];
+                nan |= u64::from(y.is_nan()) << j;
+            }
+            if RESIDUAL == INT8 {
+                y += f32::from(bytes[at + j]).mul_add(step, zero);
+            }
+            let bits = rows.encoder.encode(y);
+            *out = bits as u8;
+            for (mask, &threshold) in masks.iter_mut().zip(thresholds) {
+                *mask |= u64::from(bits >= threshold) << j;
+            }
+        }
+        done(r, masks);
+    }
+    nan
 }

@@ -4,12 +4,15 @@
 //! [`crate::epilogue`] says what is computed and in which order. This file has the loops, and
 //! [`Epilogue`] compiles them for an instruction set and a tile width.
 
+mod float;
+mod int8;
+
 use std::marker::PhantomData;
 
 use super::isa::Simd;
 use super::vector::VectorLoop;
 use crate::codec::{Coding, MAX_THRESHOLDS};
-use crate::epilogue::{Dequantize, Quantizer, Requantize, Residual};
+use crate::epilogue::{Dequantize, DequantizeInt8, Requantize, Residual};
 
 /// The operations that follow the products of a tile. `out`, `codes` and `residual` start at the
 /// first row of the tile.
@@ -26,6 +29,18 @@ pub trait TileEpilogue: Send + Sync {
         to: &Dequantize<'_>,
         residual: Residual<'_>,
         out: &mut [f32],
+        codes: &mut [u8],
+    ) -> bool;
+
+    /// As [`TileEpilogue::to_float`], then quantizes the values to bytes. The residual cannot be in
+    /// the output, and without a residual of floats, no value may be NaN. Returns false if a value
+    /// may be NaN.
+    fn to_int8(
+        &self,
+        tile: &TileAcc<'_>,
+        to: &DequantizeInt8<'_>,
+        residual: Residual<'_>,
+        out: &mut [u8],
         codes: &mut [u8],
     ) -> bool;
 
@@ -88,7 +103,33 @@ impl<S: Simd, const NR: usize, const PART: usize> TileEpilogue for Epilogue<S, N
             #[inline(always)]
             fn run<S: Simd>(self, simd: S) -> bool {
                 let Work { tile, to, residual, out, codes } = self;
-                to_float::<S, NR, PART>(simd, tile, to, residual, out, codes)
+                float::to_float::<S, NR, PART>(simd, tile, to, residual, out, codes)
+            }
+        }
+        self.run(Work::<NR, PART> { tile, to, residual, out, codes })
+    }
+
+    fn to_int8(
+        &self,
+        tile: &TileAcc<'_>,
+        to: &DequantizeInt8<'_>,
+        residual: Residual<'_>,
+        out: &mut [u8],
+        codes: &mut [u8],
+    ) -> bool {
+        struct Work<'a, const NR: usize, const PART: usize> {
+            tile: &'a TileAcc<'a>,
+            to: &'a DequantizeInt8<'a>,
+            residual: Residual<'a>,
+            out: &'a mut [u8],
+            codes: &'a mut [u8],
+        }
+        impl<const NR: usize, const PART: usize> VectorLoop for Work<'_, NR, PART> {
+            type Output = bool;
+            #[inline(always)]
+            fn run<S: Simd>(self, simd: S) -> bool {
+                let Work { tile, to, residual, out, codes } = self;
+                int8::to_int8::<S, NR>(simd, tile, to, residual, out, codes)
             }
         }
         self.run(Work::<NR, PART> { tile, to, residual, out, codes })
@@ -118,6 +159,9 @@ pub struct TileAcc<'a> {
     /// Columns that exist, at most 64.
     pub(crate) channels: usize,
 }
+
+/// Floats in a cache line.
+const LINE_FLOATS: usize = 16;
 
 /// Columns of a [`Part`] of a tile with `nr` columns: as many floats as the widest vector has, or
 /// all columns if there are fewer.
@@ -240,190 +284,6 @@ fn full_width<'a, T: Copy, const WIDTH: usize, const N: usize>(
         copy
     };
     padded.insert(slices.map(copy)).each_ref()
-}
-
-/// See [`TileEpilogue::to_float`].
-#[inline(always)]
-fn to_float<S: Simd, const NR: usize, const PART: usize>(
-    simd: S,
-    tile: &TileAcc<'_>,
-    to: &Dequantize<'_>,
-    residual: Residual<'_>,
-    out: &mut [f32],
-    codes: &mut [u8],
-) -> bool {
-    if NR == PART || tile.channels == NR {
-        return float_part::<S, NR, NR>(simd, tile, Part::whole(tile), to, residual, out, codes);
-    }
-    let mut no_nan = true;
-    for part in Part::each(tile, PART) {
-        no_nan &= float_part::<S, NR, PART>(simd, tile, part, to, residual, out, codes);
-    }
-    no_nan
-}
-
-/// [`to_float`] for one part.
-#[inline(always)]
-fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
-    simd: S,
-    tile: &TileAcc<'_>,
-    part: Part,
-    to: &Dequantize<'_>,
-    residual: Residual<'_>,
-    out: &mut [f32],
-    codes: &mut [u8],
-) -> bool {
-    // Compile each kind of residual separately: deciding per vector took as long as all other work
-    // here.
-    macro_rules! rows {
-        ($kind:ident, $residual:expr) => {
-            match to.codes.map(|codes| codes.layout.coding()) {
-                None => float_rows::<S, NR, WIDTH, $kind, 0>(
-                    simd, tile, part, to, $residual, out, codes,
-                ),
-                Some(Coding::Ternary) => float_rows::<S, NR, WIDTH, $kind, 2>(
-                    simd, tile, part, to, $residual, out, codes,
-                ),
-                Some(Coding::Uint2) => float_rows::<S, NR, WIDTH, $kind, 3>(
-                    simd, tile, part, to, $residual, out, codes,
-                ),
-            }
-        };
-    }
-    match residual {
-        Residual::None => rows!(NO_RESIDUAL, &[]),
-        Residual::Of(x) => rows!(SEPARATE, x),
-        Residual::InPlace => rows!(IN_PLACE, &[]),
-    }
-}
-
-/// Floats in a cache line.
-const LINE_FLOATS: usize = 16;
-/// Rows between prefetch and use. A tile has only a few cache lines of each row, too few for
-/// hardware prefetchers to see a pattern. Prefetching further ahead would evict lines: in many
-/// layers, the first-level cache has room for a dozen rows only, because their addresses share
-/// cache sets.
-const fn prefetch_rows(width: usize) -> usize {
-    let rows = 16 * LINE_FLOATS / width;
-    if rows < 8 { rows } else { 8 }
-}
-
-/// [`Residual`] as a constant.
-const NO_RESIDUAL: u8 = 0;
-const SEPARATE: u8 = 1;
-const IN_PLACE: u8 = 2;
-
-/// [`float_part`] for one kind of residual and a fixed number of thresholds.
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "compiled into one loop; called from one place")]
-fn float_rows<
-    S: Simd,
-    const NR: usize,
-    const WIDTH: usize,
-    const RESIDUAL: u8,
-    const THRESHOLDS: usize,
->(
-    simd: S,
-    tile: &TileAcc<'_>,
-    part: Part,
-    to: &Dequantize<'_>,
-    residual: &[f32],
-    out: &mut [f32],
-    codes: &mut [u8],
-) -> bool {
-    const { assert!(WIDTH <= 64) };
-    // A missing scale is 1. A missing bias is *negative* zero, because adding 0.0 would turn -0.0
-    // into 0.0.
-    let channels = part.first_channel..part.first_channel + part.channels;
-    let scale = to.scale.map_or(&[1.0; 64][..part.channels], |scale| &scale[channels.clone()]);
-    let bias = to.bias.map_or(&[-0.0; 64][..part.channels], |bias| &bias[channels.clone()]);
-    let mut padded = None;
-    let factors = full_width::<_, WIDTH, 2>([scale, bias], 0.0, &mut padded);
-    let codes_to =
-        to.codes.map(|codes| (codes, codes.layout.writer(part.first_channel, part.channels)));
-    // Values below the floor become the floor. NaN and -0.0 pass through, as in PyTorch's ReLU.
-    let floor = if to.relu { 0.0 } else { f32::NEG_INFINITY };
-    let mut nan_probe = [0.0; WIDTH];
-    for (r, acc) in part.rows::<NR, WIDTH>(tile).enumerate() {
-        let row = r * to.channels + channels.start..r * to.channels + channels.end;
-        let ahead = row.start + const { prefetch_rows(WIDTH) } * to.channels;
-        for i in (0..WIDTH).step_by(LINE_FLOATS) {
-            super::prefetch(out.as_ptr().wrapping_add(ahead + i));
-            if RESIDUAL == SEPARATE {
-                super::prefetch(residual.as_ptr().wrapping_add(ahead + i));
-            }
-        }
-        let mut padded = None;
-        let [x] = match RESIDUAL {
-            SEPARATE => full_width([&residual[row.clone()]], 0.0, &mut padded),
-            _ => [&[0.0; WIDTH]],
-        };
-        let mut whole;
-        let y: &[f32; WIDTH] = if part.channels == WIDTH {
-            let y: &mut [f32; WIDTH] = (&mut out[row]).try_into().expect("WIDTH elements");
-            float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, y);
-            y
-        } else {
-            whole = [0.0; WIDTH];
-            whole[..part.channels].copy_from_slice(&out[row.clone()]);
-            float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
-            store(&mut out[row], &whole);
-            &whole
-        };
-        if let Some((quantizer, write)) = &codes_to {
-            let planes = row_codes::<S, WIDTH, THRESHOLDS>(
-                simd,
-                y,
-                quantizer,
-                part.valid_mask(),
-                &mut nan_probe,
-            );
-            let bytes = quantizer.layout.pixel_bytes();
-            write(&mut codes[r * bytes..(r + 1) * bytes], planes);
-        }
-    }
-    nan_probe.iter().all(|x| !x.is_nan())
-}
-
-/// One row of [`float_rows`].
-#[inline(always)]
-fn float_row<const WIDTH: usize, const RESIDUAL: u8>(
-    acc: &[i32; WIDTH],
-    [scale, bias]: [&[f32; WIDTH]; 2],
-    residual: &[f32; WIDTH],
-    floor: f32,
-    out: &mut [f32; WIDTH],
-) {
-    for j in 0..WIDTH {
-        let mut y = (acc[j] as f32).mul_add(scale[j], bias[j]);
-        match RESIDUAL {
-            SEPARATE => y += residual[j],
-            IN_PLACE => y += out[j],
-            _ => (),
-        }
-        out[j] = if y < floor { floor } else { y };
-    }
-}
-
-/// Bit planes of a row's codes. Bits outside `valid` stay zero. Adds the values to `nan_probe`.
-#[inline(always)]
-fn row_codes<S: Simd, const WIDTH: usize, const THRESHOLDS: usize>(
-    simd: S,
-    y: &[f32; WIDTH],
-    quantizer: &Quantizer,
-    valid: u64,
-    nan_probe: &mut [f32; WIDTH],
-) -> [u64; 2] {
-    let mut reached = [0; MAX_THRESHOLDS];
-    for (reached, threshold) in reached.iter_mut().zip(quantizer.thresholds).take(THRESHOLDS) {
-        *reached = simd.ge_mask_f32(y, threshold) & valid;
-    }
-    // A sum with NaN is NaN, so one addition per vector finds NaN. Comparisons and integer
-    // operations would take two instructions that depend on each other.
-    for j in 0..WIDTH {
-        nan_probe[j] += y[j];
-    }
-    quantizer.layout.coding().planes(reached)
 }
 
 /// Copies the start of `from` to `to`. For a full tile, this is one copy of constant size.

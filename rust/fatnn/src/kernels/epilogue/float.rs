@@ -1,0 +1,233 @@
+//! From accumulators to float32, and these to codes.
+
+use super::{LINE_FLOATS, Part, TileAcc, full_width, store};
+use crate::codec::{Coding, MAX_THRESHOLDS};
+use crate::epilogue::{Dequantize, Quantizer, Residual};
+use crate::kernels::isa::Simd;
+use crate::kernels::prefetch;
+use crate::scalar::Int8Quantizer;
+
+/// See [`TileEpilogue::to_float`].
+#[inline(always)]
+pub(super) fn to_float<S: Simd, const NR: usize, const PART: usize>(
+    simd: S,
+    tile: &TileAcc<'_>,
+    to: &Dequantize<'_>,
+    residual: Residual<'_>,
+    out: &mut [f32],
+    codes: &mut [u8],
+) -> bool {
+    if NR == PART || tile.channels == NR {
+        return float_part::<S, NR, NR>(simd, tile, Part::whole(tile), to, residual, out, codes);
+    }
+    let mut no_nan = true;
+    for part in Part::each(tile, PART) {
+        no_nan &= float_part::<S, NR, PART>(simd, tile, part, to, residual, out, codes);
+    }
+    no_nan
+}
+
+/// [`to_float`] for one part.
+#[inline(always)]
+fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
+    simd: S,
+    tile: &TileAcc<'_>,
+    part: Part,
+    to: &Dequantize<'_>,
+    residual: Residual<'_>,
+    out: &mut [f32],
+    codes: &mut [u8],
+) -> bool {
+    // Compile each kind of residual separately: deciding per vector took as long as all other work
+    // here.
+    macro_rules! rows {
+        ($kind:ident, $residual:expr) => {
+            match to.codes.map(|codes| codes.layout.coding()) {
+                None => float_rows::<S, NR, WIDTH, $kind, 0>(
+                    simd, tile, part, to, $residual, out, codes,
+                ),
+                Some(Coding::Ternary) => float_rows::<S, NR, WIDTH, $kind, 2>(
+                    simd, tile, part, to, $residual, out, codes,
+                ),
+                Some(Coding::Uint2) => float_rows::<S, NR, WIDTH, $kind, 3>(
+                    simd, tile, part, to, $residual, out, codes,
+                ),
+            }
+        };
+    }
+    match residual {
+        Residual::None => rows!(NO_RESIDUAL, Read::Nothing),
+        Residual::Of(x) => rows!(SEPARATE, Read::Floats(x)),
+        Residual::Int8(x, quantizer) => rows!(INT8, Read::Int8(x, quantizer)),
+        Residual::InPlace => rows!(IN_PLACE, Read::Nothing),
+    }
+}
+
+/// Rows between prefetch and use. A tile has only a few cache lines of each row, too few for
+/// hardware prefetchers to see a pattern. Prefetching further ahead would evict lines: in many
+/// layers, the first-level cache has room for a dozen rows only, because their addresses share
+/// cache sets.
+const fn prefetch_rows(width: usize) -> usize {
+    let rows = 16 * LINE_FLOATS / width;
+    if rows < 8 { rows } else { 8 }
+}
+
+/// [`Residual`] as a constant.
+const NO_RESIDUAL: u8 = 0;
+const SEPARATE: u8 = 1;
+const IN_PLACE: u8 = 2;
+const INT8: u8 = 3;
+
+/// The array of a residual.
+#[derive(Clone, Copy)]
+enum Read<'a> {
+    Nothing,
+    Floats(&'a [f32]),
+    Int8(&'a [u8], Int8Quantizer),
+}
+
+impl Read<'_> {
+    /// Prefetches the part of a row from element `at` on.
+    #[inline(always)]
+    fn prefetch<const RESIDUAL: u8, const WIDTH: usize>(&self, at: usize) {
+        match self {
+            Read::Floats(x) if RESIDUAL == SEPARATE => {
+                for i in (0..WIDTH).step_by(LINE_FLOATS) {
+                    prefetch(x.as_ptr().wrapping_add(at + i));
+                }
+            }
+            Read::Int8(x, _) if RESIDUAL == INT8 => prefetch(x.as_ptr().wrapping_add(at)),
+            _ => (),
+        }
+    }
+
+    /// The values of `row`, zeros if there is no array. `padded` holds them if they are no array of
+    /// floats as wide as the part.
+    #[inline(always)]
+    fn row<'a, const RESIDUAL: u8, const WIDTH: usize>(
+        &'a self,
+        row: std::ops::Range<usize>,
+        padded: &'a mut Option<[[f32; WIDTH]; 1]>,
+    ) -> &'a [f32; WIDTH] {
+        match self {
+            Read::Floats(x) if RESIDUAL == SEPARATE => full_width([&x[row]], 0.0, padded)[0],
+            Read::Int8(x, quantizer) if RESIDUAL == INT8 => {
+                let mut codes = None;
+                let [codes] = full_width::<_, WIDTH, 1>([&x[row]], 0, &mut codes);
+                let values = padded.insert([[0.0; WIDTH]]);
+                quantizer.dequantize(codes, &mut values[0]);
+                &values[0]
+            }
+            _ => &[0.0; WIDTH],
+        }
+    }
+}
+
+/// [`float_part`] for one kind of residual and a fixed number of thresholds.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "compiled into one loop; called from one place")]
+fn float_rows<
+    S: Simd,
+    const NR: usize,
+    const WIDTH: usize,
+    const RESIDUAL: u8,
+    const THRESHOLDS: usize,
+>(
+    simd: S,
+    tile: &TileAcc<'_>,
+    part: Part,
+    to: &Dequantize<'_>,
+    residual: Read<'_>,
+    out: &mut [f32],
+    codes: &mut [u8],
+) -> bool {
+    const { assert!(WIDTH <= 64) };
+    // A missing scale is 1. A missing bias is *negative* zero, because adding 0.0 would turn -0.0
+    // into 0.0.
+    let channels = part.first_channel..part.first_channel + part.channels;
+    let scale = to.scale.map_or(&[1.0; 64][..part.channels], |scale| &scale[channels.clone()]);
+    let bias = to.bias.map_or(&[-0.0; 64][..part.channels], |bias| &bias[channels.clone()]);
+    let mut padded = None;
+    let factors = full_width::<_, WIDTH, 2>([scale, bias], 0.0, &mut padded);
+    // Values below the floor become the floor. NaN and -0.0 pass through, as in PyTorch's ReLU.
+    let floor = if to.relu { 0.0 } else { f32::NEG_INFINITY };
+    let codes_to =
+        to.codes.map(|codes| (codes, codes.layout.writer(part.first_channel, part.channels)));
+    let mut nan_probe = [0.0; WIDTH];
+    for (r, acc) in part.rows::<NR, WIDTH>(tile).enumerate() {
+        let start = r * to.channels + part.first_channel;
+        let row = start..start + part.channels;
+        let ahead = row.start + const { prefetch_rows(WIDTH) } * to.channels;
+        for i in (0..WIDTH).step_by(LINE_FLOATS) {
+            prefetch(out.as_ptr().wrapping_add(ahead + i));
+        }
+        residual.prefetch::<RESIDUAL, WIDTH>(ahead);
+        let mut padded = None;
+        let x = residual.row::<RESIDUAL, WIDTH>(row.clone(), &mut padded);
+        let mut whole;
+        let y: &[f32; WIDTH] = if part.channels == WIDTH {
+            let y: &mut [f32; WIDTH] = (&mut out[row]).try_into().expect("WIDTH elements");
+            float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, y);
+            y
+        } else {
+            whole = [0.0; WIDTH];
+            whole[..part.channels].copy_from_slice(&out[row.clone()]);
+            float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
+            store(&mut out[row], &whole);
+            &whole
+        };
+        if let Some((quantizer, write)) = &codes_to {
+            let planes = row_codes::<S, WIDTH, THRESHOLDS>(
+                simd,
+                y,
+                quantizer,
+                part.valid_mask(),
+                &mut nan_probe,
+            );
+            let bytes = quantizer.layout.pixel_bytes();
+            write(&mut codes[r * bytes..(r + 1) * bytes], planes);
+        }
+    }
+    nan_probe.iter().all(|x| !x.is_nan())
+}
+
+/// The values of one row, in `out`.
+#[inline(always)]
+fn float_row<const WIDTH: usize, const RESIDUAL: u8>(
+    acc: &[i32; WIDTH],
+    [scale, bias]: [&[f32; WIDTH]; 2],
+    residual: &[f32; WIDTH],
+    floor: f32,
+    out: &mut [f32; WIDTH],
+) {
+    for j in 0..WIDTH {
+        let mut y = (acc[j] as f32).mul_add(scale[j], bias[j]);
+        match RESIDUAL {
+            SEPARATE | INT8 => y += residual[j],
+            IN_PLACE => y += out[j],
+            _ => (),
+        }
+        out[j] = if y < floor { floor } else { y };
+    }
+}
+
+/// Bit planes of a row's codes. Bits outside `valid` stay zero. Adds the values to `nan_probe`.
+#[inline(always)]
+fn row_codes<S: Simd, const WIDTH: usize, const THRESHOLDS: usize>(
+    simd: S,
+    y: &[f32; WIDTH],
+    quantizer: &Quantizer,
+    valid: u64,
+    nan_probe: &mut [f32; WIDTH],
+) -> [u64; 2] {
+    let mut reached = [0; MAX_THRESHOLDS];
+    for (reached, threshold) in reached.iter_mut().zip(quantizer.thresholds).take(THRESHOLDS) {
+        *reached = simd.ge_mask_f32(y, threshold) & valid;
+    }
+    // A sum with NaN is NaN, so one addition per vector finds NaN. Comparisons and integer
+    // operations would take two instructions that depend on each other.
+    for j in 0..WIDTH {
+        nan_probe[j] += y[j];
+    }
+    quantizer.layout.coding().planes(reached)
+}
