@@ -284,7 +284,7 @@ def test_fast_convolutions_pass_nan_on(tmp_path: Path) -> None:
         train_recipe(tmp_path, "digits", *SHORT[2:], *options, *diverging)
 
 
-def test_short_training_options_run_together_and_resume(tmp_path: Path) -> None:
+def test_short_training_options_run_together(tmp_path: Path) -> None:
     options = (
         "mixed_precision=bf16",
         "fast_convolutions=true",
