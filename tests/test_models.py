@@ -11,6 +11,7 @@ from torch import nn
 
 import fatnn_rs
 from fatnn_rs import ConfigError
+from fatnn_rs.models.cifar_fast import CifarFast
 from fatnn_rs.models.cifar_resnet import CifarResNet
 from fatnn_rs.models.small_cnn import SmallCnn
 from fatnn_rs.models.vgg_small import VggSmall
@@ -70,9 +71,10 @@ def test_default_block_is_the_papers_and_unknown_options_are_refused() -> None:
         (lambda: SmallCnn(norm=False, width=8), (1, 28, 28)),
         (lambda: SmallCnn(channels=3), (3, 20, 20)),
         (lambda: VggSmall(width=16), (3, 32, 32)),
+        (lambda: CifarFast(width=0.5, norm_weight=True), (3, 32, 32)),
     ],
 )
-def test_small_cnn_and_vgg_convert_exactly(
+def test_small_networks_convert_exactly(
     build: Callable[[], nn.Module], shape: tuple[int, int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -85,3 +87,5 @@ def test_models_have_the_documented_parameter_counts() -> None:
 
     assert round(count(SmallCnn()), -3) == 61_000
     assert round(count(VggSmall()) / 1e6, 1) == 4.7
+    assert round(count(CifarFast()) / 1e6, 2) == 1.97
+    assert round(count(CifarFast(width=1.5)) / 1e6, 2) == 4.42

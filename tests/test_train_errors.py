@@ -27,7 +27,7 @@ def error_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (["ternary.epoch=3"], "unknown key 'ternary.epoch'; did you mean 'epochs'?"),
         (["teernary={}"], "unknown key 'teernary'; did you mean 'ternary'?"),
-        (["augment.zzz=1"], "unknown key 'augment.zzz'; known keys are crop, flip, cutout"),
+        (["augment.zzz=1"], "unknown key 'augment.zzz'; known keys are crop, pad, flip, cutout"),
         (["ternary.epochs=zero"], "ternary.epochs: .*got 'zero'"),
         (["ternary.lr=-1"], "ternary.lr: .*greater than 0, got -1"),
         (["quantize.weight=nope"], "weight must be 'fatnn' or .*got 'nope'"),
@@ -74,7 +74,7 @@ def test_wrong_recipe_files_print_one_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ("--out", str(tmp_path / "run"))
-    assert "give a .yaml file or one of cifar10-resnet18" in error_line(
+    assert "give a .yaml file or one of cifar10-fast, cifar10-resnet18" in error_line(
         capsys, "--config", "nope", *out
     )
     assert "no such file" in error_line(capsys, "--config", str(tmp_path / "nope.yaml"), *out)

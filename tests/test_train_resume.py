@@ -25,6 +25,13 @@ RESUMED_SETTINGS = (
     "ternary.epochs=2",
     "float.warmup_epochs=0.5",
     "ternary.warmup_epochs=0.5",
+    "float.optimizer=muon",
+    "float.momentum_others=0.8",
+    "float.renormalize=true",
+    "float.norm_images=64",
+    "ternary.norm_images=64",
+    "augment.flip=alternating",
+    "fast_convolutions=true",
 )
 
 #: A run that saves a checkpoint after every iteration and kills itself after the given number.

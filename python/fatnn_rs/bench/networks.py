@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import fatnn_rs
 from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.errors import ConfigError, ConversionError, UnsupportedError
+from fatnn_rs.models.cifar_fast import CifarFast
 from fatnn_rs.models.cifar_resnet import resnet20, resnet32
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.models.small_cnn import SmallCnn
@@ -92,6 +93,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "cifar-resnet32": NetworkSpec(resnet32, 3, 32, sizes_free=False),
     # As in the recipe cifar10-resnet20.
     "cifar-resnet20-conv": NetworkSpec(partial(resnet20, shortcut="conv"), 3, 32, sizes_free=False),
+    "cifar-fast": NetworkSpec(CifarFast, 3, 32, sizes_free=False),
     "small-cnn": NetworkSpec(SmallCnn, 1, 28, sizes_free=False),
     "mlp": NetworkSpec(_mlp, 1, 28, sizes_free=False),
     "digits": NetworkSpec(DigitsNet, 1, 8, sizes_free=False),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
+from fatnn_rs.nn.mixed import fast_product
 from fatnn_rs.nn.rescaled import RESCALED, is_rescaled
 from fatnn_rs.nn.watch import StepsWatch
 from fatnn_rs.quant.base import InputQuantizer, round_ste
@@ -335,7 +336,8 @@ def convolve(
     def product(x: Tensor, w: Tensor) -> Tensor:
         return function(x, w, None, layer.stride, padding, layer.dilation, layer.groups)
 
-    result: Tensor = layer._run(product, x, dims, add_bias)
+    fast = fast_product(layer, x, padding) if dims == 2 else None
+    result: Tensor = layer._run(fast or product, x, dims, add_bias)
     return result
 
 

@@ -15,24 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError, InputError, UnsupportedError
 from fatnn_rs.machine import usable_cpus
-from fatnn_rs.train.recipe import Augment, Recipe
+from fatnn_rs.train.image_data import WHOLE, Batch, ImageData, ProcessShard, generator, permutation
+from fatnn_rs.train.recipe import Recipe
 
 __all__ = ["DATASETS", "Data", "FolderData", "ImageData", "ProcessShard", "load_data"]
-
-Batch = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class ProcessShard:
-    """One process's part of the data: every ``world``-th image of a batch, from ``rank`` on."""
-
-    rank: int = 0
-    world: int = 1
 
 
 class Data(Protocol):
@@ -76,123 +65,13 @@ class Data(Protocol):
         """
         ...
 
+    def hold_out(self, images: int) -> Data:
+        """Return a data set that tests on so many training images and trains on the others."""
+        ...
+
     def test_batches(self, batch_size: int, shard: ProcessShard = ...) -> Iterator[Batch]:
         """Yield this process's part of the test images, in a fixed order, not augmented."""
         ...
-
-
-def _permutation(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=_generator(seed, epoch, -1))
-
-
-def _generator(seed: int, epoch: int, batch: int) -> torch.Generator:
-    """Make a separate generator per batch, so that no batch depends on earlier random draws."""
-    mixed = 0
-    for part in (seed, epoch, batch + 1):
-        mixed = (mixed * 0x9E3779B97F4A7C15 + part + 0x7F4A7C15) & 0x7FFFFFFFFFFFFFFF
-    return torch.Generator().manual_seed(mixed)
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """Images in memory.
-
-    Attributes
-    ----------
-    train_x, test_x
-        uint8 [N, C, H, W].
-    train_y, test_y
-        int64 [N].
-    mean, std
-        Per-channel statistics of the training pixels, scaled to [0, 1].
-    """
-
-    name: str
-    classes: int
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augment: Augment
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        _, channels, height, width = self.train_x.shape
-        return channels, height, width
-
-    @property
-    def train_count(self) -> int:
-        """Training images."""
-        return len(self.train_x)
-
-    @property
-    def test_count(self) -> int:
-        """Test images."""
-        return len(self.test_x)
-
-    def subset(self, train: int | None, test: int | None) -> ImageData:
-        """See :class:`Data`."""
-        return replace(
-            self,
-            train_x=self.train_x[:train],
-            train_y=self.train_y[:train],
-            test_x=self.test_x[:test],
-            test_y=self.test_y[:test],
-        )
-
-    def train_batches(
-        self, seed: int, epoch: int, batch_size: int, first: int, shard: ProcessShard
-    ) -> Iterator[Batch]:
-        """See :class:`Data`."""
-        order = _permutation(self.train_count, seed, epoch)
-        for batch in range(first, self.train_count // batch_size):
-            chosen = order[batch * batch_size :][:batch_size]
-            x = self._augmented(
-                self._normalize(self.train_x[chosen]), _generator(seed, epoch, batch)
-            )
-            y = self.train_y[chosen]
-            yield x[shard.rank :: shard.world], y[shard.rank :: shard.world]
-
-    def test_batches(
-        self, batch_size: int, shard: ProcessShard = ProcessShard()
-    ) -> Iterator[Batch]:
-        """See :class:`Data`."""
-        x, y = (part[shard.rank :: shard.world] for part in (self.test_x, self.test_y))
-        for at in range(0, len(x), batch_size):
-            yield self._normalize(x[at : at + batch_size]), y[at : at + batch_size]
-
-    def _normalize(self, x: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (x.float() / 255.0 - mean) / std
-
-    def _augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop, flip and cut out, with separate random numbers for each image."""
-        n, _, height, width = x.shape
-        images, rows, columns = (
-            torch.arange(n)[:, None, None],
-            torch.arange(height),
-            torch.arange(width),
-        )
-        pad = self.augment.crop
-        if pad or self.augment.flip:
-            dy, dx = torch.randint(0, 2 * pad + 1, (2, n, 1, 1), generator=generator)
-            flipped = torch.rand(n, 1, 1, generator=generator) < (0.5 if self.augment.flip else 0.0)
-            across = torch.where(flipped, width - 1 - columns, columns)
-            padded = functional.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-            x = padded[images, rows[:, None] + dy, across + dx].permute(0, 3, 1, 2)
-        side = self.augment.cutout
-        if side:
-            top, left = (
-                torch.randint(0, size, (n, 1, 1), generator=generator) - side // 2
-                for size in (height, width)
-            )
-            in_rows = (rows[:, None] >= top) & (rows[:, None] < top + side)
-            inside = in_rows & (columns >= left) & (columns < left + side)
-            x = x.masked_fill(inside[:, None], 0.0)
-        return x
 
 
 def _even_indices(count: int, wanted: int) -> list[int]:
@@ -209,7 +88,7 @@ class _SeededDataset(torch.utils.data.Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(_generator(self.seed, self.epoch, index).initial_seed()))
+            torch.manual_seed(int(generator(self.seed, self.epoch, index).initial_seed()))
             x, y = self.inner[index]
         return x, torch.tensor(y)
 
@@ -256,6 +135,13 @@ class FolderData:
         ]
         return replace(self, train=some[0], test=some[1])
 
+    def hold_out(self, images: int) -> FolderData:
+        """See :class:`Data`."""
+        raise ConfigError(
+            f"holdout is for data sets of small images, not for {self.name!r}; set holdout=0, and "
+            "give a directory whose val/ has the images to test on"
+        )
+
     def _load(self, data: Any, indices: list[list[int]]) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(data, batch_sampler=indices, num_workers=self.workers)
         try:
@@ -271,19 +157,17 @@ class FolderData:
         self, seed: int, epoch: int, batch_size: int, first: int, shard: ProcessShard
     ) -> Iterator[Batch]:
         """See :class:`Data`."""
-        order = _permutation(self.train_count, seed, epoch).tolist()
+        order = permutation(self.train_count, seed, epoch).tolist()
         batches = [
             order[batch * batch_size :][:batch_size][shard.rank :: shard.world]
             for batch in range(first, self.train_count // batch_size)
         ]
         yield from self._load(_SeededDataset(self.train, seed, epoch), batches)
 
-    def test_batches(
-        self, batch_size: int, shard: ProcessShard = ProcessShard()
-    ) -> Iterator[Batch]:
+    def test_batches(self, batch_size: int, shard: ProcessShard = WHOLE) -> Iterator[Batch]:
         """See :class:`Data`."""
         # Shuffled, because the first images of a folder are all of one class.
-        order = _permutation(self.test_count, 0, 0)[shard.rank :: shard.world].tolist()
+        order = permutation(self.test_count, 0, 0)[shard.rank :: shard.world].tolist()
         yield from self._load(
             self.test, [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
         )
@@ -371,6 +255,11 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
             "augment: crop and cutout are for small images; pictures of data set "
             f"{recipe.data!r} are cropped at random sizes anyway; set both to 0"
         )
+    if recipe.augment.flip == "alternating":
+        raise ConfigError(
+            "augment.flip: 'alternating' is for small images in memory; use true for data set "
+            f"{recipe.data!r}"
+        )
     size = recipe.image_size
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
@@ -428,7 +317,8 @@ def load_data(recipe: Recipe, folder: Path | None, download: bool = True) -> Dat
     Raises
     ------
     ConfigError
-        Unknown name, no folder given though one is needed, or fewer images than a batch.
+        Unknown name, no folder given though one is needed, fewer images than a batch, or options
+        that the data set does not have.
     InputError
         The data are missing and cannot be downloaded.
     UnsupportedError
@@ -437,7 +327,15 @@ def load_data(recipe: Recipe, folder: Path | None, download: bool = True) -> Dat
     reader = DATASETS.get(recipe.data)
     if reader is None:
         raise ConfigError(f"data set {recipe.data!r} is unknown; known are {', '.join(DATASETS)}")
-    data = reader(recipe, folder, download).subset(recipe.train_images, recipe.test_images)
+    data = reader(recipe, folder, download)
+    if recipe.holdout >= data.train_count:
+        raise ConfigError(
+            f"holdout={recipe.holdout} leaves none of the {data.train_count} training images of "
+            f"{data.name!r} to train on; lower it"
+        )
+    if recipe.holdout:
+        data = data.hold_out(recipe.holdout)
+    data = data.subset(recipe.train_images, recipe.test_images)
     if data.train_count < recipe.batch_size:
         raise ConfigError(
             f"data set {data.name!r} has {data.train_count} training images, fewer than "

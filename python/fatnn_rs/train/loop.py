@@ -23,10 +23,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.machine import Machine
+from fatnn_rs.models.cifar_fast import whiten_
+from fatnn_rs.nn.mixed import fast_convolutions
 from fatnn_rs.prepare import prepare
 from fatnn_rs.train.data import Data, ProcessShard, load_data
 from fatnn_rs.train.deploy import deploy
@@ -178,6 +180,8 @@ class Job:
         set_seed(self.options.seed)
         model = build_model(recipe, self.data.classes)
         self._check_classes(model)
+        if recipe.whiten_images:
+            self.whiten(model)
         log: list[dict[str, Any]] = []
         result: dict[str, Any] = {}
         if self.options.float_from is not None:
@@ -214,15 +218,28 @@ class Job:
         self.accelerator.wait_for_everyone()
         return result
 
+    def images(self, count: int) -> Tensor:
+        """Return the first training images of the first epoch, the same in every process."""
+        batch = self.recipe.batch_size
+        batches = self.data.train_batches(self.options.seed, 0, batch, 0, ProcessShard())
+        wanted = math.ceil(count / batch)
+        return torch.cat([x for _, (x, _) in zip(range(wanted), batches, strict=False)])[:count]
+
+    def whiten(self, model: nn.Module) -> None:
+        """Set and freeze the first convolution's filters: see ``Recipe.whiten_images``."""
+        convolutions = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+        if (first := next(convolutions, None)) is None:
+            raise ConfigError(
+                f"whiten_images: model {self.recipe.model!r} has no Conv2d; set whiten_images=0"
+            )
+        whiten_(first, self.images(self.recipe.whiten_images))
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Make a float model ternary, calibrated in every process with the same images."""
-        quantize, batch = self.recipe.quantize, self.recipe.batch_size
-        wanted = math.ceil(quantize.calibration_images / batch)
-        batches = self.data.train_batches(self.options.seed, 0, batch, 0, ProcessShard())
-        images = torch.cat([x for _, (x, _) in zip(range(wanted), batches, strict=False)])
+        quantize = self.recipe.quantize
         # Graphs are captured on the CPU.
         device = torch.device("cpu") if quantize.values == "int8" else self.accelerator.device
-        images = images[: quantize.calibration_images].to(device)
+        images = self.images(quantize.calibration_images).to(device)
         return prepare(model.to(device), quantize.config(), images)
 
     def train_phase(
@@ -244,7 +261,8 @@ class Job:
         if state is not None:
             _load(model, state["model"], run.folder / "checkpoint.pt")
             log[:] = state["log"]
-        PhaseTrainer(self, name, phase, model, teacher, log, state)()
+        with fast_convolutions(self.recipe.fast_convolutions):
+            PhaseTrainer(self, name, phase, model, teacher, log, state)()
         # Forget this phase's optimizer; the next phase would otherwise use it, too.
         accelerator.free_memory()
         if accelerator.is_main_process:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fatnn_rs.errors import ConfigError, FatnnError, UnsupportedError
+from fatnn_rs.models.cifar_fast import CifarFast
 from fatnn_rs.models.cifar_resnet import resnet20, resnet32
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.models.small_cnn import SmallCnn
@@ -67,6 +68,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits": lambda classes, **options: DigitsNet(classes=classes, **options),
     "small-cnn": SmallCnn,
     "vgg-small": VggSmall,
+    "cifar-fast": CifarFast,
     "cifar-resnet20": resnet20,
     "cifar-resnet32": resnet32,
     "cifar-resnet18": _cifar_resnet18,

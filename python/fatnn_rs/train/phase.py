@@ -20,12 +20,13 @@ from torch.optim.lr_scheduler import (
     MultiStepLR,
     SequentialLR,
 )
+from torch.optim.swa_utils import update_bn
 
 from fatnn_rs.errors import ConfigError, FatnnError
 from fatnn_rs.nn.layers import held_weights
-from fatnn_rs.prepare import param_groups
 from fatnn_rs.train.data import Data, ProcessShard
 from fatnn_rs.train.monitor import CodeMonitor
+from fatnn_rs.train.optimizer import build_optimizer
 from fatnn_rs.train.recipe import Phase
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class PhaseTrainer:
             accelerator.scaler.load_state_dict(
                 torch.amp.GradScaler(accelerator.device.type).state_dict()
             )
-        optimizer = _optimizer(phase, model)
+        optimizer = build_optimizer(phase, model)
         self.schedule = _schedule(phase, optimizer, self.batches)
         model.train()
         compiled: Any = torch.compile(model) if recipe.compile else model
@@ -197,6 +198,13 @@ class PhaseTrainer:
             "start again with another --out"
         )
 
+    def _estimate_norms(self, count: int) -> None:
+        """Compute BatchNorm's statistics from training images, the same in every process."""
+        images, device = self.job.images(count), self.job.accelerator.device
+        parts = (images[at : at + _TEST_BATCH] for at in range(0, len(images), _TEST_BATCH))
+        with held_weights(self.raw), torch.no_grad():
+            update_bn((x.to(device, memory_format=torch.channels_last) for x in parts), self.raw)
+
     def _end_of_epoch(self, progress: Progress) -> None:
         """Measure the accuracy, monitor the layers, and log both."""
         for name, parameter in self.raw.named_parameters():
@@ -207,6 +215,8 @@ class PhaseTrainer:
         if accelerator.num_processes > 1:
             for buffer in self.raw.buffers():
                 torch.distributed.broadcast(buffer, 0)
+        if self.epoch + 1 == self.phase.epochs and self.phase.norm_images:
+            self._estimate_norms(self.phase.norm_images)
         line: dict[str, Any] = {
             "phase": self.name,
             "epoch": self.epoch + 1,
@@ -239,17 +249,6 @@ class PhaseTrainer:
         accelerator.log(figures | line.get("layers", {}), step=len(self.log))
 
 
-def _optimizer(phase: Phase, model: nn.Module) -> torch.optim.Optimizer:
-    groups = param_groups(model, phase.weight_decay)
-    if phase.decay_all:
-        groups = [{**group, "weight_decay": phase.weight_decay} for group in groups]
-    if phase.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=phase.lr)
-    return torch.optim.SGD(
-        groups, lr=phase.lr, momentum=phase.momentum, nesterov=phase.momentum > 0
-    )
-
-
 def _schedule(phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> LRScheduler:
     """Return the learning rate schedule, in units of optimizer iterations."""
     total, warmup = phase.epochs * batches, round(phase.warmup_epochs * batches)
@@ -257,6 +256,8 @@ def _schedule(phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> L
     main: LRScheduler
     if phase.schedule == "cosine":
         main = CosineAnnealingLR(optimizer, after)
+    elif phase.schedule == "linear":
+        main = LinearLR(optimizer, 1.0, 0.0, after)
     elif phase.schedule == "step":
         places = [max(1, round(epoch * batches) - warmup) for epoch in phase.milestones]
         main = MultiStepLR(optimizer, places, phase.gamma)

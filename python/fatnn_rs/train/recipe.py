@@ -40,15 +40,20 @@ class Augment(_Section):
     Attributes
     ----------
     crop
-        Pixels of zero padding, after which a window of the old size is cropped at random.
+        Pixels of padding, after which a window of the old size is cropped at random.
+    pad
+        Padding for ``crop``: ``"zero"`` or ``"reflect"``.
     flip
-        Whether images are mirrored horizontally with probability 1/2.
+        Whether images are mirrored horizontally with probability 1/2. ``"alternating"``: half of
+        the images are mirrored in even epochs, the other half in odd ones, so that two epochs show
+        every image in both ways.
     cutout
         Side of a square of zeros at a random position; 0: none.
     """
 
     crop: int = Field(default=0, ge=0)
-    flip: bool = False
+    pad: Literal["zero", "reflect"] = "zero"
+    flip: bool | Literal["alternating"] = False
     cutout: int = Field(default=0, ge=0)
 
 
@@ -60,19 +65,29 @@ class Phase(_Section):
     epochs
         Passes over the training images.
     optimizer
-        ``"sgd"`` (Nesterov momentum) or ``"adamw"``.
+        ``"sgd"`` (Nesterov momentum), ``"adamw"``, ``"muon"`` or ``"normalized-sgd"``. The last two
+        transform the updates of weights (:class:`fatnn_rs.train.optimizer.MatrixMomentum`) and use
+        SGD for all other parameters and for the last layer.
     lr
         Learning rate after warm-up.
+    lr_biases, lr_steps, lr_last
+        Learning rates of biases and BatchNorm, of quantizers' steps and scales, and of the last
+        layer's weight; None: ``lr``. The schedule applies to all of them.
     momentum
-        Momentum of SGD.
+        Momentum of SGD, Muon and normalised SGD.
+    momentum_others
+        Momentum of the parameters that Muon and normalised SGD leave to SGD; None: ``momentum``.
+    renormalize
+        Scale every weight ``[out, ...]`` except the last layer's to the norm ``sqrt(out)`` in every
+        iteration. Not with ``"adamw"``.
     weight_decay
         Weight decay of weights; steps, scales, biases and BatchNorm have none
         (:func:`fatnn_rs.param_groups`).
     decay_all
         Apply weight decay to all parameters, for comparison.
     schedule
-        ``"cosine"`` (to zero), ``"step"`` (times ``gamma`` at each of ``milestones``, in epochs) or
-        ``"constant"``.
+        ``"cosine"`` or ``"linear"`` (to zero), ``"step"`` (times ``gamma`` at each of
+        ``milestones``, in epochs) or ``"constant"``.
     warmup_epochs
         Epochs in which the learning rate rises linearly.
     label_smoothing
@@ -84,15 +99,23 @@ class Phase(_Section):
         Temperature of the distillation.
     clip
         Maximum norm of the gradient; None: no limit.
+    norm_images
+        Number of training images from which BatchNorm's statistics are computed anew after the last
+        epoch; 0: keep the running statistics.
     """
 
     epochs: int = Field(ge=1)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "muon", "normalized-sgd"] = "sgd"
     lr: float = Field(gt=0)
+    lr_biases: float | None = Field(default=None, gt=0)
+    lr_steps: float | None = Field(default=None, gt=0)
+    lr_last: float | None = Field(default=None, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum_others: float | None = Field(default=None, ge=0, lt=1)
+    renormalize: bool = False
     weight_decay: float = Field(default=0.0, ge=0)
     decay_all: bool = False
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     milestones: tuple[float, ...] = ()
     gamma: float = Field(default=0.1, gt=0)
     warmup_epochs: float = Field(default=0.0, ge=0)
@@ -100,6 +123,7 @@ class Phase(_Section):
     distill: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
     clip: float | None = Field(default=None, gt=0)
+    norm_images: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Phase:
@@ -112,6 +136,17 @@ class Phase(_Section):
             raise ValueError(
                 f"warmup_epochs must be less than epochs, got {self.warmup_epochs:g} of "
                 f"{self.epochs}"
+            )
+        transforms = self.renormalize or self.optimizer in ("muon", "normalized-sgd")
+        if self.momentum_others is not None and not transforms:
+            raise ValueError(
+                "momentum_others is for 'muon', 'normalized-sgd' and renormalize, got optimizer "
+                f"{self.optimizer!r}; use momentum"
+            )
+        if self.renormalize and self.optimizer == "adamw":
+            raise ValueError(
+                "renormalize is for 'sgd', 'muon' and 'normalized-sgd', got optimizer 'adamw'; set "
+                "renormalize=false"
             )
         return self
 
@@ -180,6 +215,12 @@ class Recipe(_Section):
         A key of :data:`fatnn_rs.train.data.DATASETS`.
     train_images, test_images
         Use only so many images of the data set, for quick trials; None: all.
+    holdout
+        Test on so many of the training images, and train on the others, to choose options without
+        the test images; 0: test on the test images.
+    whiten_images
+        Number of training images whose patches set the filters of the first convolution, which are
+        then not trained (:func:`fatnn_rs.models.cifar_fast.whiten_`); 0: train it as usual.
     image_size
         Side of the crops of an image folder's pictures, in pixels.
     batch_size
@@ -190,6 +231,10 @@ class Recipe(_Section):
         Whether to use ``torch.compile``: the first iteration takes a minute, later ones less.
     mixed_precision
         ``"bf16"``, ``"fp16"`` or None. Sums of codes are exact in all three.
+    fast_convolutions
+        In the ternary phase on a CPU, compute the sums of convolutions with the engine's kernels,
+        and their gradients in the dtype of ``mixed_precision`` (:mod:`fatnn_rs.nn.mixed`). The sums
+        are the same integers. Not with ``compile``.
     verify_images
         Test images whose codes are compared between PyTorch and Rust at the end; None: all.
     """
@@ -201,6 +246,8 @@ class Recipe(_Section):
     data: str
     train_images: int | None = Field(default=None, ge=1)
     test_images: int | None = Field(default=None, ge=1)
+    holdout: int = Field(default=0, ge=0)
+    whiten_images: int = Field(default=0, ge=0)
     image_size: int = Field(default=224, ge=8)
     batch_size: int = Field(ge=2)
     augment: Augment = Augment()
@@ -210,12 +257,18 @@ class Recipe(_Section):
     monitor: Monitor = Monitor()
     compile: bool = False
     mixed_precision: Literal["bf16", "fp16"] | None = None
+    fast_convolutions: bool = False
     verify_images: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.float_phase is None and self.ternary is None:
             raise ValueError("a recipe needs a phase: 'float', 'ternary', or both")
+        if self.fast_convolutions and self.compile:
+            raise ValueError(
+                "fast_convolutions: compiled models do not use them; set compile=false, or "
+                "fast_convolutions=false"
+            )
         if self.float_phase is not None and self.float_phase.distill:
             raise ValueError(
                 "float.distill: only the ternary phase has a teacher; set float.distill=0"
@@ -241,6 +294,7 @@ class Recipe(_Section):
                 "ternary": None,
                 "quantize": Quantize(),
                 "monitor": Monitor(),
+                "fast_convolutions": False,
                 "verify_images": None,
             }
         )

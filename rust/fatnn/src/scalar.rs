@@ -6,10 +6,12 @@
 
 mod angle;
 mod int8;
+mod lookup;
 mod math;
 
 pub(crate) use self::int8::Encoder;
-pub use self::int8::{Int8Quantizer, Lookup};
+pub use self::int8::Int8Quantizer;
+pub use self::lookup::Lookup;
 
 /// Replaces every element by a function of it, computed in float64 and rounded once.
 ///

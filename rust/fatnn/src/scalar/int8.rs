@@ -1,6 +1,6 @@
 //! Quantization of a value between layers to eight bits.
 
-use crate::error::{Result, bad_value, check_len};
+use crate::error::{Result, bad_value};
 
 /// Adding this to a float below 2²² in magnitude rounds it to the nearest integer, ties to even,
 /// and puts that integer in the last bits.
@@ -97,11 +97,21 @@ impl Int8Quantizer {
 
     /// The code of a value, never -0.0; NaN passes through.
     #[inline(always)]
-    fn code(&self, x: f32) -> f32 {
+    pub(super) fn code(&self, x: f32) -> f32 {
+        (self.clamped(x) + ROUND) - ROUND
+    }
+
+    /// The smallest and the largest code.
+    pub(super) fn ends(&self) -> [f32; 2] {
+        [self.low, self.high]
+    }
+
+    /// `x / step` within the codes; NaN passes through.
+    #[inline(always)]
+    fn clamped(&self, x: f32) -> f32 {
         let y = x * self.inv_step;
         let y = if y < self.low { self.low } else { y };
-        let y = if y > self.high { self.high } else { y };
-        (y + ROUND) - ROUND
+        if y > self.high { self.high } else { y }
     }
 
     /// The constants of a loop.
@@ -150,35 +160,5 @@ impl Int8Quantizer {
             quantizer.dequantize(&[byte], &mut value);
             value[0]
         })
-    }
-}
-
-/// A function of values that [`Int8Quantizer`] has rounded: its result for every code.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Lookup {
-    quantizer: Int8Quantizer,
-    table: Vec<f32>,
-}
-
-impl Lookup {
-    /// Takes the results for the codes of `quantizer`, from the lowest to the highest.
-    ///
-    /// # Errors
-    /// [`crate::Error::Shape`] if their number is not that of the codes.
-    pub fn new(quantizer: Int8Quantizer, table: Vec<f32>) -> Result<Self> {
-        // At most 256.
-        check_len("table", (quantizer.high - quantizer.low) as usize + 1, table.len())?;
-        Ok(Lookup { quantizer, table })
-    }
-
-    /// Replaces each value by its result; NaN stays.
-    #[inline(always)]
-    pub(crate) fn apply(&self, values: &mut [f32]) {
-        for x in values {
-            if !x.is_nan() {
-                let at = (self.quantizer.code(*x) - self.quantizer.low) as usize;
-                *x = self.table.get(at).copied().unwrap_or(f32::NAN);
-            }
-        }
     }
 }
