@@ -10,6 +10,10 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     else {
         return Outcome::NoMatch;
     };
+    // The convolution would not run what was fused into this node.
+    if graph.node(node).is_some_and(|own| !own.elementwise.is_empty() || own.max_pool.is_some()) {
+        return Outcome::Refused(Reason::DoesNotFit);
+    }
     let producer = match only_producer(graph, value) {
         Ok(producer) => producer,
         Err(reason) => return Outcome::Refused(reason),
