@@ -24,7 +24,7 @@ const INT8: [(f32, i32, i32); 3] = [(0.03, 0, 255), (0.07, -128, 127), (0.25, -5
 /// * `b`: a 3×3 convolution of the codes of `a`, plus `a`;
 /// * `c`: a 3×3 convolution of the codes of `b`, without a residual.
 ///
-/// The output is `b + c`. `a` is read as a residual and by a quantizer, `b` also as floats.
+/// The output is `b + |c|`. `a` is read as a residual and by a quantizer, `b` also as floats.
 struct Blocks {
     channels: usize,
     act: Act,
@@ -86,7 +86,8 @@ impl Blocks {
             codes("qb", "b"),
             conv("last", &["qb"], 3),
             int8("c", "last", 2),
-            node("y", "add", &["b", "c"], json!({}), json!({})),
+            node("m", "abs", &["c"], json!({}), json!({})),
+            node("y", "add", &["b", "m"], json!({}), json!({})),
         ];
         let nodes = nodes.map(|mut node: Value| {
             node["shape"] = json!([1, c, 8, 8]);
@@ -139,7 +140,7 @@ impl Blocks {
         let b = int8(&conv(&qa, 2, Some(&a)), 1);
         let qb = codes(&b);
         let last = int8(&conv(&qb, 3, None), 2);
-        let y = b.iter().zip(&last).map(|(b, c)| b + c).collect();
+        let y = b.iter().zip(&last).map(|(b, c)| b + c.abs()).collect();
         let (qa, qb) = (as_floats(&qa), as_floats(&qb));
         BTreeMap::from([("a", a), ("b", b), ("c", last), ("qa", qa), ("qb", qb), ("y", y)])
     }

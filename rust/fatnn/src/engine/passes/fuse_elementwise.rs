@@ -24,6 +24,8 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
         | Op::Binary(_) => true,
         // Its epilogue has a ReLU and no other function.
         Op::ConvFloat { .. } => *op == Op::Scalar(Scalar::Relu),
+        // It runs in the convolution's epilogue instead (`fuse_int8`).
+        Op::Scalar(Scalar::FakeQuantize(_)) => !follows_ternary_conv(graph, producer),
         _ => elementwise(producer),
     };
     let takes = takes && one_channel_dim(graph, producer, node);
@@ -35,6 +37,12 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     producer_node.elementwise.push(node);
     graph.fuse_into_producer(node, producer);
     Outcome::Applied
+}
+
+/// Whether a node is the only reader of a ternary convolution to floats.
+fn follows_ternary_conv(graph: &FusedGraph<'_>, node: usize) -> bool {
+    let value = graph.input(node, 0).filter(|&value| only_producer(graph, value).is_ok());
+    value.is_some_and(|value| matches!(graph.op(value), Op::ConvFloat { .. }))
 }
 
 /// Whether a function's channel dimension is the contiguous one in the producer's output.
