@@ -326,6 +326,7 @@ def test_prepare_combines_int8_with_skip_and_overrides() -> None:
 
 def test_calibrate_keeps_the_statistics_of_batch_norm_after_an_int8_layer() -> None:
     model = nn.Sequential(Int8Linear(4, 8), nn.BatchNorm1d(8), Int8Linear(8, 2))
+    model[1].num_batches_tracked.fill_(1)
     calibrate(model, image(16, 4))
     assert model[0].act_quant.initialized
     assert model[2].act_quant.initialized

@@ -21,6 +21,7 @@ ALLOWED = {
     ("convert/lower/rearrange.py", "METHODS"),  # rows of the lowering, by methods of tensors
     ("convert/lower/compositions.py", "_NAMED"),  # names of functions and methods
     ("convert/lower/functions.py", "_OPERATORS"),  # names of Python's operators
+    ("convert/lower/composed_moves.py", "__all__"),  # names of functions
     ("convert/capture_fx.py", "_IN_PLACE"),
     ("convert/lower/masks.py", "_COMPARISONS"),  # rows of the lowering, by names of methods
     ("convert/torch_ops/__init__.py", "_EVERYWHERE"),  # a property of torch's loops

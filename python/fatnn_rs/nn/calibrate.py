@@ -36,12 +36,12 @@ _MIN_EPS = 1e-30
 def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> None:
     """Initialise the steps of quantized layers and int8 values from one batch of real data.
 
-    Layers and values whose steps are initialised already keep them. A BatchNorm that directly follows a
-    ternary layer also takes its running statistics from this batch, because integer sums have
-    another scale than the float layer's outputs. So does a BatchNorm that is not frozen and has no
-    statistics yet (``num_batches_tracked`` is 0), because in training it gives other values than
-    with its initial statistics. The rest of the model runs in eval mode and does not change; every
-    module keeps its training mode. If the model fails, nothing changes.
+    Layers and values whose steps are initialised already keep them. A BatchNorm that directly
+    follows a ternary layer also takes its running statistics from this batch, because integer sums
+    have another scale than the float layer's outputs. So does a BatchNorm that is not frozen and
+    has no statistics yet (``num_batches_tracked`` is 0), because in training it gives other values
+    than with its initial statistics. The rest of the model runs in eval mode and does not change;
+    every module keeps its training mode. If the model fails, nothing changes.
 
     A layer that receives only zeros (for example, after a branch that starts at zero) stays
     uninitialised. The first training batch with other values initialises it.

@@ -32,8 +32,7 @@ def share_map_sizes(graph: Graph) -> None:
     interpolations = [
         node
         for node in graph.nodes
-        if node.op in ("interpolate_nearest", "interpolate_linear", "interpolate_filter")
-        and len(node.inputs) > 1
+        if node.op.startswith("interpolate_") and not makes_codes(node.op) and len(node.inputs) > 1
     ]
     if not interpolations:
         return

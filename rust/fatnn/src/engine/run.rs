@@ -31,7 +31,7 @@ pub struct Observed<'a> {
     dims: Dims,
     /// Its value if it is floats, in the order in memory.
     pub floats: Option<&'a [f32]>,
-    /// Its value if it is floats that are stored as bytes: see [`Int8Quantizer`]. The name is then
+    /// Its value if it is floats that are stored as bytes, and their quantizer. The name is then
     /// that of the `fake_quantize` node.
     pub int8: Option<(&'a [u8], Int8Quantizer)>,
     /// Its value if it is packed codes: `images × height × width` pixels of this layout.
