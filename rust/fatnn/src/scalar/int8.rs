@@ -101,9 +101,9 @@ impl Int8Quantizer {
         (self.clamped(x) + ROUND) - ROUND
     }
 
-    /// The smallest and the largest code.
-    pub(super) fn ends(&self) -> [f32; 2] {
-        [self.low, self.high]
+    /// The bytes of the smallest and the largest code.
+    pub(super) fn bytes(&self) -> [u8; 2] {
+        [self.low, self.high].map(|code| (code + self.offset) as u8)
     }
 
     /// `x / step` within the codes; NaN passes through.

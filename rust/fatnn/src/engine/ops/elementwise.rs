@@ -35,7 +35,7 @@ pub(crate) fn elementwise_of(view: NodeView<'_>) -> std::result::Result<Elementw
         }
         Op::Scalar(scalar) => Elementwise::Scalar(*scalar),
         Op::Lookup(quantizer) => {
-            Elementwise::Lookup(Lookup::new(*quantizer, constants(view, "table")?)?)
+            Elementwise::Lookup(Lookup::new(*quantizer, view.floats("table")?)?)
         }
         Op::Prelu => match constants(view, "weight")? {
             slopes if slopes.is_empty() => {
