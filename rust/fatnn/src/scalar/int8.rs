@@ -97,21 +97,16 @@ impl Int8Quantizer {
 
     /// The code of a value, never -0.0; NaN passes through.
     #[inline(always)]
-    pub(super) fn code(&self, x: f32) -> f32 {
-        (self.clamped(x) + ROUND) - ROUND
+    fn code(&self, x: f32) -> f32 {
+        let y = x * self.inv_step;
+        let y = if y < self.low { self.low } else { y };
+        let y = if y > self.high { self.high } else { y };
+        (y + ROUND) - ROUND
     }
 
     /// The bytes of the smallest and the largest code.
     pub(super) fn bytes(&self) -> [u8; 2] {
         [self.low, self.high].map(|code| (code + self.offset) as u8)
-    }
-
-    /// `x / step` within the codes; NaN passes through.
-    #[inline(always)]
-    fn clamped(&self, x: f32) -> f32 {
-        let y = x * self.inv_step;
-        let y = if y < self.low { self.low } else { y };
-        if y > self.high { self.high } else { y }
     }
 
     /// The constants of a loop.

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::resize::output_dims;
+use super::resize::{orders_of_resized, output_dims};
 use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
 use crate::error::Result;
 use crate::graph::spatial::{Interpolate, Sampling};
@@ -61,12 +61,7 @@ impl Operation for Linear {
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        // Only the sizes of a second input matter.
-        let wanted = inputs
-            .iter()
-            .enumerate()
-            .map(|(i, input)| if i == 0 { Order::ChannelsLast } else { input.order });
-        (wanted.collect(), Order::ChannelsLast)
+        orders_of_resized(inputs)
     }
 }
 

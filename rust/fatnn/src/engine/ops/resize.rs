@@ -84,13 +84,17 @@ impl Operation for Nearest {
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        // Only the sizes of a second input matter.
-        let wanted = inputs
-            .iter()
-            .enumerate()
-            .map(|(i, input)| if i == 0 { Order::ChannelsLast } else { input.order });
-        (wanted.collect(), Order::ChannelsLast)
+        orders_of_resized(inputs)
     }
+}
+
+/// The orders of an operation that resizes images. Only the sizes of a second input matter.
+pub(super) fn orders_of_resized(inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    let wanted = inputs
+        .iter()
+        .enumerate()
+        .map(|(i, input)| if i == 0 { Order::ChannelsLast } else { input.order });
+    (wanted.collect(), Order::ChannelsLast)
 }
 
 /// Length of a pixel in the buffer: floats, or bytes of codes.

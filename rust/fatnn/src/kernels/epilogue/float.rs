@@ -3,9 +3,8 @@
 use super::{LINE_FLOATS, Part, TileAcc, full_width, store};
 use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::epilogue::{Dequantize, Quantizer, Residual};
-use crate::kernels::isa::Simd;
+use crate::kernels::isa::{FLOATS, INT8, NO_RESIDUAL, Simd};
 use crate::kernels::prefetch;
-use crate::scalar::Int8Quantizer;
 
 /// See [`TileEpilogue::to_float`].
 #[inline(always)]
@@ -41,25 +40,25 @@ fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
     // Compile each kind of residual separately: deciding per vector took as long as all other work
     // here.
     macro_rules! rows {
-        ($kind:ident, $residual:expr) => {
+        ($kind:ident) => {
             match to.codes.map(|codes| codes.layout.coding()) {
-                None => float_rows::<S, NR, WIDTH, $kind, 0>(
-                    simd, tile, part, to, $residual, out, codes,
-                ),
-                Some(Coding::Ternary) => float_rows::<S, NR, WIDTH, $kind, 2>(
-                    simd, tile, part, to, $residual, out, codes,
-                ),
-                Some(Coding::Uint2) => float_rows::<S, NR, WIDTH, $kind, 3>(
-                    simd, tile, part, to, $residual, out, codes,
-                ),
+                None => {
+                    float_rows::<S, NR, WIDTH, $kind, 0>(simd, tile, part, to, residual, out, codes)
+                }
+                Some(Coding::Ternary) => {
+                    float_rows::<S, NR, WIDTH, $kind, 2>(simd, tile, part, to, residual, out, codes)
+                }
+                Some(Coding::Uint2) => {
+                    float_rows::<S, NR, WIDTH, $kind, 3>(simd, tile, part, to, residual, out, codes)
+                }
             }
         };
     }
     match residual {
-        Residual::None => rows!(NO_RESIDUAL, Read::Nothing),
-        Residual::Of(x) => rows!(SEPARATE, Read::Floats(x)),
-        Residual::Int8(x, quantizer) => rows!(INT8, Read::Int8(x, quantizer)),
-        Residual::InPlace => rows!(IN_PLACE, Read::Nothing),
+        Residual::None => rows!(NO_RESIDUAL),
+        Residual::Of(_) => rows!(FLOATS),
+        Residual::Int8(..) => rows!(INT8),
+        Residual::InPlace => rows!(IN_PLACE),
     }
 }
 
@@ -72,54 +71,41 @@ const fn prefetch_rows(width: usize) -> usize {
     if rows < 8 { rows } else { 8 }
 }
 
-/// [`Residual`] as a constant.
-const NO_RESIDUAL: u8 = 0;
-const SEPARATE: u8 = 1;
-const IN_PLACE: u8 = 2;
-const INT8: u8 = 3;
+/// A residual in the output, next to the constants of [`crate::kernels::isa`].
+const IN_PLACE: u8 = 3;
 
-/// The array of a residual.
-#[derive(Clone, Copy)]
-enum Read<'a> {
-    Nothing,
-    Floats(&'a [f32]),
-    Int8(&'a [u8], Int8Quantizer),
+/// Prefetches the part of a residual's row from element `at` on.
+#[inline(always)]
+fn prefetch_residual<const RESIDUAL: u8, const WIDTH: usize>(residual: Residual<'_>, at: usize) {
+    match residual {
+        Residual::Of(x) if RESIDUAL == FLOATS => {
+            for i in (0..WIDTH).step_by(LINE_FLOATS) {
+                prefetch(x.as_ptr().wrapping_add(at + i));
+            }
+        }
+        Residual::Int8(x, _) if RESIDUAL == INT8 => prefetch(x.as_ptr().wrapping_add(at)),
+        _ => (),
+    }
 }
 
-impl Read<'_> {
-    /// Prefetches the part of a row from element `at` on.
-    #[inline(always)]
-    fn prefetch<const RESIDUAL: u8, const WIDTH: usize>(&self, at: usize) {
-        match self {
-            Read::Floats(x) if RESIDUAL == SEPARATE => {
-                for i in (0..WIDTH).step_by(LINE_FLOATS) {
-                    prefetch(x.as_ptr().wrapping_add(at + i));
-                }
-            }
-            Read::Int8(x, _) if RESIDUAL == INT8 => prefetch(x.as_ptr().wrapping_add(at)),
-            _ => (),
+/// The values of a residual's `row`, zeros if there is no array. `padded` holds them if they are no
+/// array of floats as wide as the part.
+#[inline(always)]
+fn residual_row<'a, const RESIDUAL: u8, const WIDTH: usize>(
+    residual: Residual<'a>,
+    row: std::ops::Range<usize>,
+    padded: &'a mut Option<[[f32; WIDTH]; 1]>,
+) -> &'a [f32; WIDTH] {
+    match residual {
+        Residual::Of(x) if RESIDUAL == FLOATS => full_width([&x[row]], 0.0, padded)[0],
+        Residual::Int8(x, quantizer) if RESIDUAL == INT8 => {
+            let mut codes = None;
+            let [codes] = full_width::<_, WIDTH, 1>([&x[row]], 0, &mut codes);
+            let values = padded.insert([[0.0; WIDTH]]);
+            quantizer.dequantize(codes, &mut values[0]);
+            &values[0]
         }
-    }
-
-    /// The values of `row`, zeros if there is no array. `padded` holds them if they are no array of
-    /// floats as wide as the part.
-    #[inline(always)]
-    fn row<'a, const RESIDUAL: u8, const WIDTH: usize>(
-        &'a self,
-        row: std::ops::Range<usize>,
-        padded: &'a mut Option<[[f32; WIDTH]; 1]>,
-    ) -> &'a [f32; WIDTH] {
-        match self {
-            Read::Floats(x) if RESIDUAL == SEPARATE => full_width([&x[row]], 0.0, padded)[0],
-            Read::Int8(x, quantizer) if RESIDUAL == INT8 => {
-                let mut codes = None;
-                let [codes] = full_width::<_, WIDTH, 1>([&x[row]], 0, &mut codes);
-                let values = padded.insert([[0.0; WIDTH]]);
-                quantizer.dequantize(codes, &mut values[0]);
-                &values[0]
-            }
-            _ => &[0.0; WIDTH],
-        }
+        _ => &[0.0; WIDTH],
     }
 }
 
@@ -137,7 +123,7 @@ fn float_rows<
     tile: &TileAcc<'_>,
     part: Part,
     to: &Dequantize<'_>,
-    residual: Read<'_>,
+    residual: Residual<'_>,
     out: &mut [f32],
     codes: &mut [u8],
 ) -> bool {
@@ -161,9 +147,9 @@ fn float_rows<
         for i in (0..WIDTH).step_by(LINE_FLOATS) {
             prefetch(out.as_ptr().wrapping_add(ahead + i));
         }
-        residual.prefetch::<RESIDUAL, WIDTH>(ahead);
+        prefetch_residual::<RESIDUAL, WIDTH>(residual, ahead);
         let mut padded = None;
-        let x = residual.row::<RESIDUAL, WIDTH>(row.clone(), &mut padded);
+        let x = residual_row::<RESIDUAL, WIDTH>(residual, row.clone(), &mut padded);
         let mut whole;
         let y: &[f32; WIDTH] = if part.channels == WIDTH {
             let y: &mut [f32; WIDTH] = (&mut out[row]).try_into().expect("WIDTH elements");
@@ -203,7 +189,7 @@ fn float_row<const WIDTH: usize, const RESIDUAL: u8>(
     for j in 0..WIDTH {
         let mut y = (acc[j] as f32).mul_add(scale[j], bias[j]);
         match RESIDUAL {
-            SEPARATE | INT8 => y += residual[j],
+            FLOATS | INT8 => y += residual[j],
             IN_PLACE => y += out[j],
             _ => (),
         }
