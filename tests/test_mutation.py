@@ -413,6 +413,22 @@ def test_branch_on_memory_format_fixes_the_format() -> None:
         net(X.contiguous(memory_format=torch.channels_last))
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_write_after_a_copy_that_other_formats_make_a_view_fixes_the_format(last: bool) -> None:
+    class Writes(FunctionBetweenLayers):
+        def forward(self, x: Tensor) -> Tensor:
+            copied = x.flatten(1)  # a view of contiguous maps, a copy of channels-last maps
+            x.mul_(-0.5)
+            return super().forward(copied.reshape(x.shape))
+
+    torch.manual_seed(3)
+    last_x = X.contiguous(memory_format=torch.channels_last)
+    example, other = (last_x, X) if last else (X, last_x)
+    net = exact(ready(Writes(torch.relu), example), example)
+    with pytest.raises(InputError, match="expected the example's memory format"):
+        net(other)
+
+
 def test_assignment_to_data_is_refused() -> None:
     class Assigns(FunctionBetweenLayers):
         def forward(self, x: Tensor) -> Tensor:

@@ -19,15 +19,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.arguments import describe_arguments
-from fatnn_rs.convert.capture import Captured, SizeRange, copies
+from fatnn_rs.convert.capture import Captured, copies
 from fatnn_rs.convert.capture_autocast import inline_autocast
+from fatnn_rs.convert.export_batches import (
+    BOUND,
+    batch_is_free,
+    batch_range,
+    describe_range,
+    double_batch_of_one,
+    smallest_batch,
+)
 from fatnn_rs.convert.int8_function import Int8Function
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import filled
@@ -252,8 +259,13 @@ def _marker(name: str, module: nn.Module) -> _Marker:
 
 
 @contextmanager
-def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]]:
-    """Copy a model with markers in the place of known layers; also return the modules by name."""
+def _marked(
+    model: nn.Module,
+) -> Iterator[tuple[nn.Module, dict[str, nn.Module], dict[str, nn.Module]]]:
+    """Copy a model with markers in the place of known layers.
+
+    Also return the modules of another copy by name, and those that the markers call.
+    """
     whole = replica(model)
     register_contained(whole)
     modules = dict(whole.named_modules())
@@ -267,7 +279,7 @@ def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]
     )
     _MARKED.update(layers)
     try:
-        yield copied, modules
+        yield copied, modules, layers
     finally:
         for name in layers:
             del _MARKED[name]
@@ -313,91 +325,29 @@ def _export(
     assert isinstance(exported, fx.GraphModule)
     inline_autocast(exported)
     bounds = all(
-        re.fullmatch(_BOUND, str(code)) for code in getattr(program, "_guards_code", ["unknown"])
+        re.fullmatch(BOUND, str(code)) for code in getattr(program, "_guards_code", ["unknown"])
     )
     return exported, (lambda *values: None) if guards is None else guards, bounds
-
-
-#: Number of batch sizes that are tried against export's guards.
-_TRIED = 130
-
-
-#: A guard that bounds a size, in the words of export; or that all batches have one size, which is
-#: how batch sizes are tried.
-_SIZE = r"L\[[^\]]*\]\.size\(\)"
-_BOUND = (
-    rf"{_SIZE}\[\d+\] (<=|<|>=|>) \d+|\d+ (<=|<|>=|>) {_SIZE}\[\d+\]|{_SIZE}\[0\] == {_SIZE}\[0\]"
-)
-
-
-def _batch_range(
-    check: Callable[..., Any], arguments: tuple[Any, ...], bounds: bool
-) -> SizeRange | None:
-    """Find the batch sizes that pass the guards; None if they are no range of multiples.
-
-    The range includes sizes that were not tried only if all guards are bounds.
-    """
-    sizes = {value.shape[0] for value in arguments if isinstance(value, Tensor) and value.dim()}
-    if len(sizes) != 1:
-        return None
-    example = sizes.pop()
-    # Samples that ``expand`` to any batch size without using memory.
-    ones = [v[:1] if isinstance(v, Tensor) and v.dim() else v for v in arguments]
-
-    def passes(batch: int) -> bool:
-        try:
-            check(
-                *(
-                    v.expand(batch, *v.shape[1:]) if isinstance(v, Tensor) and v.dim() else v
-                    for v in ones
-                )
-            )
-        except Exception:  # guards raise AssertionError, and their expressions any error
-            return False
-        return True
-
-    tried = range(max(_TRIED, 2 * example + 2))
-    good = [batch for batch in tried if passes(batch)]
-    if example not in good:
-        return None
-    multiple = next((m for m in range(example, 0, -1) if all(batch % m == 0 for batch in good)), 1)
-    low, high = good[0], good[-1]
-    if good != [batch for batch in tried if low <= batch <= high and batch % multiple == 0]:
-        return None
-    open_end = bounds and high + multiple > tried[-1]
-    if open_end and not all(passes(multiple * factor) for factor in (1000 // multiple, 4096)):
-        return None
-    return SizeRange(low, None if open_end else high, multiple)
-
-
-def _double_batch_of_one(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Double a batch of one, because export treats sizes of 0 and 1 as constants."""
-    return tuple(
-        torch.cat([value, value])
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1
-        else value
-        for value in arguments
-    )
 
 
 def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captured | str:
     """Capture by torch.export; return why if that fails."""
     reason = "nothing was tried"
     for dynamic in (True, False):
-        given = _double_batch_of_one(copies(arguments)) if dynamic else copies(arguments)
+        given = double_batch_of_one(copies(arguments)) if dynamic else copies(arguments)
         try:
-            with _marked(model) as (copied, modules):
+            with _marked(model) as (copied, modules, layers):
                 module, check, bounds = _export(copied, given, dynamic)
                 seen = record(module, copies(arguments), expected)
+                free = dynamic and batch_is_free(module) and not isinstance(seen, str)
+                smallest = smallest_batch(modules[""], layers, module, arguments) if free else 0
         except Exception as error:  # export runs user code and may raise anything
             reason = f"{type(error).__name__}: {error}"
             continue
         if isinstance(seen, str):
             reason = seen
             continue
-        batch = (
-            _batch_range(check, arguments, bounds) if dynamic and _batch_is_free(module) else None
-        )
+        batch = batch_range(check, arguments, bounds, smallest) if free else None
         if dynamic and batch is None:
             reason = "it computes different things for different batch sizes"
             continue
@@ -421,7 +371,7 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
             expected,
             [
                 "input sizes are fixed to the example's"
-                + ("" if batch is None else _describe_range(batch))
+                + ("" if batch is None else describe_range(batch))
             ],
             tuple(
                 range(
@@ -432,17 +382,3 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
             batch,
         )
     return reason
-
-
-def _describe_range(batch: SizeRange) -> str:
-    if batch == SizeRange():
-        return ", except the batch"
-    end = "" if batch.max is None else f" to {batch.max}"
-    factor = "" if batch.multiple == 1 else f", in multiples of {batch.multiple}"
-    return f", except the batch, which is from {batch.min}{end}{factor}"
-
-
-def _batch_is_free(module: fx.GraphModule) -> bool:
-    """Whether export left the first dimension of every tensor input free."""
-    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
-    return not any(is_concrete_int(v.shape[0]) for v in values if isinstance(v, Tensor) and v.dim())

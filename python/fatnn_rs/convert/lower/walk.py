@@ -338,7 +338,7 @@ def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Lowering:
             ctx.graph,
             f"forward writes into {view_name!r}, and its size decides whether it is a view",
         )
-    if captured.asks_format or ctx.writes:
+    if captured.asks_format or ctx.writes or view_name:
         fix_input_formats(ctx)
     if strided := keep_strides(ctx.graph, ctx.layouts(), ctx.composed):
         return _lower(captured, not_composed | {ctx.composed[name] for name in strided})

@@ -252,10 +252,10 @@ impl ExecutableOp for StridedCopy {
 
 impl StridedCopy {
     fn copy<T: Copy + Send + Sync>(&self, x: &[T], out: &mut [T]) -> Result<()> {
-        let (x, (len, [step])) = (&x[self.offset..], self.walk.row());
         if out.is_empty() {
-            return Ok(());
+            return Ok(()); // an empty input has nothing at the offset
         }
+        let (x, (len, [step])) = (&x[self.offset..], self.walk.row());
         let cost = out.len() * 4;
         parallel::try_for_each_rows(out, len, 1, cost, |first, out| {
             self.walk.rows(first, out, |[at], row| match step {
