@@ -4,8 +4,8 @@
 //! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction over units
 //! of 64 channels. Rows are split among threads. Within a block of [`BLOCK`] rows, the outer loop
 //! runs over panels of weights. A panel then stays in the first-level cache while the block's
-//! activations pass by. The epilogue follows each panel directly, while the accumulators are in
-//! cache. Two-bit weights have two panels, whose accumulators are added before the epilogue.
+//! activations pass by. The epilogue follows each panel directly, or a few panels side by side,
+//! while the accumulators are in cache. Two-bit weights have two panels, whose accumulators are added before the epilogue.
 //!
 //! If one block holds all rows, the panels are split instead. Few rows per thread would mean
 //! that every thread reads all weights, and a single row would only keep one thread busy.
@@ -15,24 +15,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::epilogue::{Dequantize, Requantize, Residual};
 use crate::error::Result;
-use crate::kernels::{BLOCK, MAX_MR, MAX_NR, TileAcc, TileEpilogue, TileRows, TiledKernel, Tiles};
+use crate::kernels::{BLOCK, MAX_COLUMNS, MAX_MR, TileAcc, TileEpilogue, TileRows, TiledKernel, Tiles};
 use crate::pack::PackedWeights;
 use crate::{memory, parallel};
 
 /// A thread's working memory, reused by later calls.
 struct Scratch {
     bases: [usize; BLOCK + MAX_MR],
-    acc: [i32; (BLOCK + MAX_MR) * MAX_NR],
+    acc: [i32; (BLOCK + MAX_MR) * MAX_COLUMNS],
     /// Accumulators of the low part of two-bit weights.
-    low: [i32; (BLOCK + MAX_MR) * MAX_NR],
+    low: [i32; (BLOCK + MAX_MR) * MAX_COLUMNS],
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
         RefCell::new(Scratch {
             bases: [0; BLOCK + MAX_MR],
-            acc: [0; (BLOCK + MAX_MR) * MAX_NR],
-            low: [0; (BLOCK + MAX_MR) * MAX_NR],
+            acc: [0; (BLOCK + MAX_MR) * MAX_COLUMNS],
+            low: [0; (BLOCK + MAX_MR) * MAX_COLUMNS],
         })
     };
 }
@@ -256,17 +256,27 @@ pub(crate) fn run<S: Sink>(
     {
         return run_by_panels(tiled, weights, rows, sink, chunk);
     }
-    for_each_chunk(tiled.epilogue(), &[sink], chunk, mr, cost, |first, count, write| {
+    let (wide, epilogue) = tiled
+        .wide_epilogue()
+        .filter(|_| weights.panels_per_group() > 1)
+        .unwrap_or((1, tiled.epilogue()));
+    let pitch = wide * layout.nr;
+    for_each_chunk(epilogue, &[sink], chunk, mr, cost, |first, count, write| {
         SCRATCH.with_borrow_mut(|Scratch { bases, acc, low }| {
             for block in (0..count).step_by(BLOCK) {
                 let block_rows = BLOCK.min(count - block);
                 let bases = rows.bases(bases, mr, [first + block, block_rows]);
-                let acc = &mut acc[..bases.len() * layout.nr];
+                let acc = &mut acc[..bases.len() * pitch];
                 for group in 0..weights.groups() {
                     let tile_rows = rows.tiles(mr, bases, max_offset, group);
-                    for panel in 0..weights.panels_per_group() {
-                        accumulate(tiled, weights, tile_rows, [group, panel], acc, low);
-                        write(0, &tile_of(weights, [group, panel], acc, block_rows), block);
+                    let panels = weights.panels_per_group();
+                    for first in (0..panels).step_by(wide) {
+                        for panel in first..panels.min(first + wide) {
+                            let acc = &mut acc[(panel - first) * layout.nr..];
+                            accumulate(tiled, weights, tile_rows, [group, panel], (acc, pitch), low);
+                        }
+                        let tile = tile_of(weights, [group, first], (acc, pitch), block_rows);
+                        write(0, &tile, block);
                     }
                 }
             }
@@ -288,8 +298,8 @@ fn run_by_panels<S: Sink>(
     let m = chunk.out.len() / sink.row_len();
     let mut bases = [0; BLOCK + MAX_MR];
     let bases: &[usize] = rows.bases(&mut bases, mr, [0, m]);
-    let panels = weights.panels_per_group();
-    let len = bases.len() * tiled.layout().nr;
+    let (panels, nr) = (weights.panels_per_group(), tiled.layout().nr);
+    let len = bases.len() * nr;
     let mut all = memory::filled(
         "accumulators of a layer with few rows",
         weights.groups() * panels * len,
@@ -301,7 +311,7 @@ fn run_by_panels<S: Sink>(
             for (i, acc) in all.chunks_exact_mut(len).enumerate() {
                 let at = [(first + i) / panels, (first + i) % panels];
                 let tile_rows = rows.tiles(mr, bases, max_offset, at[0]);
-                accumulate(tiled, weights, tile_rows, at, acc, low);
+                accumulate(tiled, weights, tile_rows, at, (acc, nr), low);
             }
         });
         Ok(())
@@ -309,38 +319,40 @@ fn run_by_panels<S: Sink>(
     // A cost of 0 keeps the epilogue on one thread: it is cheap next to the sums.
     for_each_chunk(tiled.epilogue(), &[sink], chunk, m, 0, |_, _, write| {
         for (i, acc) in all.chunks_exact(len).enumerate() {
-            write(0, &tile_of(weights, [i / panels, i % panels], acc, m), 0);
+            write(0, &tile_of(weights, [i / panels, i % panels], (acc, nr), m), 0);
         }
         Ok(())
     })
 }
 
-/// Accumulates one panel for some rows. `low` is working memory for the low part of two-bit
-/// weights.
+/// Accumulates one panel for some rows, `pitch` elements apart. `low` is working memory for the low
+/// part of two-bit weights.
 #[inline]
 fn accumulate(
     tiled: &dyn TiledKernel,
     weights: &PackedWeights<'_>,
     rows: TileRows<'_>,
     [group, panel]: [usize; 2],
-    acc: &mut [i32],
+    (acc, pitch): (&mut [i32], usize),
     low: &mut [i32],
 ) {
-    tiled.tiles(&Tiles::new(tiled, rows, weights.panel(group, panel)), acc);
+    tiled.tiles(&Tiles::new(tiled, rows, weights.panel(group, panel), pitch), acc);
     if let Some(panel) = weights.low_panel(group, panel) {
-        let low = &mut low[..acc.len()];
-        tiled.tiles(&Tiles::new(tiled, rows, panel), low);
-        for (acc, low) in acc.iter_mut().zip(low) {
-            *acc = 2 * *acc + *low;
+        let (low, nr) = (&mut low[..acc.len()], tiled.layout().nr);
+        tiled.tiles(&Tiles::new(tiled, rows, panel, pitch), low);
+        for (acc, low) in acc.chunks_mut(pitch).zip(low.chunks(pitch)) {
+            for (acc, low) in acc.iter_mut().zip(low).take(nr) {
+                *acc = 2 * *acc + *low;
+            }
         }
     }
 }
 
-/// One panel's accumulators of `rows` rows, for the epilogue.
+/// The accumulators of `rows` rows, `pitch` elements each, from panel `panel` on, for the epilogue.
 fn tile_of<'a>(
     weights: &PackedWeights<'_>,
     [group, panel]: [usize; 2],
-    acc: &'a [i32],
+    (acc, pitch): (&'a [i32], usize),
     rows: usize,
 ) -> TileAcc<'a> {
     let (nr, of_group) = (weights.kernel().layout().nr, weights.group_out_channels());
@@ -348,6 +360,6 @@ fn tile_of<'a>(
         acc,
         rows,
         first_channel: group * of_group + panel * nr,
-        channels: nr.min(of_group - panel * nr),
+        channels: pitch.min(of_group - panel * nr),
     }
 }

@@ -5,7 +5,7 @@
 //! has the measurements behind both.
 
 use super::cost;
-use super::kernel::{Family, Inner, Kernel, OperandTypes, Operands};
+use super::kernel::{Family, Inner, Kernel, OperandTypes, Operands, UNIT_CHANNELS};
 use super::registry::{available, available_for, usable};
 use crate::codec::{Act, WeightKind};
 use crate::cpu::{self, Isa};
@@ -115,6 +115,12 @@ fn fills_lanes(out_channels: usize, kernel: &dyn Kernel) -> bool {
     4 * out_channels >= 3 * out_channels.next_multiple_of(kernel.layout().lanes)
 }
 
+/// Whether the channels of a tap leave no more than a quarter of their units unused.
+fn fills_units(reduction: usize, taps: usize) -> bool {
+    let channels = reduction / taps.max(1);
+    4 * channels >= 3 * channels.next_multiple_of(UNIT_CHANNELS)
+}
+
 /// Shortest reduction for which predicted times decide. The model ignores epilogues, which matter
 /// if reductions are short: its choices for 1x1 layers made ResNet-50 4% slower.
 const MIN_PREDICTED_REDUCTION: usize = 256;
@@ -156,8 +162,8 @@ pub fn choose_by_rules(
 ) -> &'static dyn Kernel {
     match shape {
         LayerShape::Linear => kernels[0],
-        LayerShape::Conv { out_channels, reduction, .. } => {
-            choose_among(kernels, kernels[0], operands, out_channels, reduction)
+        LayerShape::Conv { out_channels, reduction, taps } => {
+            choose_among(kernels, kernels[0], operands, [out_channels, reduction, taps])
         }
     }
 }
@@ -175,8 +181,7 @@ fn choose_among(
     kernels: &[&'static dyn Kernel],
     best: &'static dyn Kernel,
     operands: Operands,
-    out_channels: usize,
-    reduction: usize,
+    [out_channels, reduction, taps]: [usize; 3],
 ) -> &'static dyn Kernel {
     let of =
         |family| kernels.iter().copied().filter(move |kernel| kernel.layout().family == family);
@@ -190,7 +195,8 @@ fn choose_among(
         return best;
     };
     let both_binary = operands == (Operands { act: Act::Binary, weights: WeightKind::Binary });
-    if reduction < 16 || (vector_popcount && out_channels >= 32 && reduction >= 256) {
+    let long = reduction >= 256 || (reduction >= 64 && fills_units(reduction, taps));
+    if reduction < 16 || (vector_popcount && out_channels >= 32 && long) {
         return best;
     }
     if both_binary
@@ -290,7 +296,9 @@ mod tests {
             };
             let kernels: Vec<_> = detected_for(operands).into_iter().filter(allowed).collect();
             let best = kernels.first()?;
-            Some(choose_among(&kernels, *best, operands, out_channels, reduction).name())
+            let taps = if reduction % 9 == 0 { 9 } else { 1 };
+            let shape = [out_channels, reduction, taps];
+            Some(choose_among(&kernels, *best, operands, shape).name())
         };
         let choice = |isas: &[Isa], family, shape| of(ternary, isas, family, shape);
         for act in Act::ALL {

@@ -111,5 +111,5 @@ pub(crate) use quantize::{BLOCK_PIXELS, Quantize, QuantizeInput};
 pub(crate) use registry::for_layout;
 pub use registry::{available, available_for, detected, detected_for, named};
 pub use tiled::TiledKernel;
-pub(crate) use tiled::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
+pub(crate) use tiled::{BLOCK, MAX_COLUMNS, MAX_MR, TileRows, Tiles};
 pub(crate) use vector::Level;

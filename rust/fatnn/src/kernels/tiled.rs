@@ -7,8 +7,8 @@ use super::popcount::{self, PopcountMode};
 
 /// Largest number of rows in a tile of any kernel.
 pub(crate) const MAX_MR: usize = 4;
-/// Largest number of channels in a tile of any kernel.
-pub(crate) const MAX_NR: usize = 16;
+/// Largest number of columns that any epilogue of a kernel takes.
+pub(crate) const MAX_COLUMNS: usize = 64;
 
 /// Rows that a driver processes together. It runs all panels of weights while the activations of
 /// these rows are in cache.
@@ -19,7 +19,7 @@ pub trait TiledKernel: private::Sealed {
     /// Output rows in a tile, at most `MAX_MR`.
     fn mr(&self) -> usize;
 
-    /// Layout of the packed weights. A panel has at most `MAX_NR` channels.
+    /// Layout of the packed weights. A panel has at most `MAX_COLUMNS` channels.
     fn layout(&self) -> Layout;
 
     /// Which bits the kernel counts. It determines the contents of panels.
@@ -37,12 +37,19 @@ pub trait TiledKernel: private::Sealed {
         popcount::pack_panel(self.layout(), self.mode(), weights, panel);
     }
 
-    /// Multiplies `tiles`. Writes accumulators to `acc[row * nr + channel]`, with `nr` elements for
-    /// every row of `tiles`.
+    /// Multiplies `tiles`. Writes accumulators to `acc[row * pitch + channel]` with the pitch of
+    /// `tiles`. It is the number of channels of a panel, `nr`, or, if there is a
+    /// [`TiledKernel::wide_epilogue`], that many panels.
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]);
 
     /// Epilogue for tiles of this kernel's width.
     fn epilogue(&self) -> &'static dyn TileEpilogue;
+
+    /// A number of panels whose accumulators lie side by side, and an epilogue as wide as these.
+    /// Per row it costs less than one epilogue for each panel.
+    fn wide_epilogue(&self) -> Option<(usize, &'static dyn TileEpilogue)> {
+        None
+    }
 }
 
 /// Addresses of the activations of one or more tiles, `mr` rows each.
@@ -100,17 +107,29 @@ impl<'a> TileRows<'a> {
 pub struct Tiles<'a> {
     rows: TileRows<'a>,
     panel: &'a [u8],
+    pitch: usize,
 }
 
 impl<'a> Tiles<'a> {
-    /// Tiles for a panel.
+    /// Tiles for a panel. The accumulators of two rows are `pitch` apart.
     ///
     /// # Panics
     /// If `panel` has the wrong size, which is a bug in the driver.
     #[inline]
-    pub(crate) fn new(kernel: &dyn TiledKernel, rows: TileRows<'a>, panel: &'a [u8]) -> Self {
+    pub(crate) fn new(
+        kernel: &dyn TiledKernel,
+        rows: TileRows<'a>,
+        panel: &'a [u8],
+        pitch: usize,
+    ) -> Self {
         assert_eq!(panel.len(), kernel.panel_bytes(rows.offsets.len()), "panel has another size");
-        Tiles { rows, panel }
+        Tiles { rows, panel, pitch }
+    }
+
+    /// Elements from the accumulators of one row to those of the next.
+    #[inline(always)]
+    pub(crate) fn pitch(&self) -> usize {
+        self.pitch
     }
 
     /// See [`TileRows::rows`].

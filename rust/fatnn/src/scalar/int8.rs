@@ -54,6 +54,16 @@ impl Encoder {
         [self.inv_step, self.low, self.high, self.round]
     }
 
+    /// A byte minus its code.
+    pub(crate) fn offset(&self) -> i16 {
+        (self.round - ROUND) as i16
+    }
+
+    /// The byte of the lowest code.
+    pub(crate) fn lowest_byte(&self) -> u8 {
+        (self.low + self.round).to_bits() as u8
+    }
+
     /// Bits of a float whose last byte is that of the value, and that are ordered as the codes are.
     /// NaN has the lowest code.
     #[inline(always)]

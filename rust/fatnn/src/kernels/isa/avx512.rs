@@ -98,6 +98,9 @@ fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
 ) -> u64 {
     const { assert!(NR.is_multiple_of(16) && NR <= 64) };
     rows.check::<RESIDUAL>(out);
+    if NR == 64 && rows.channels == NR {
+        return encode_whole_rows::<NR, RESIDUAL, THRESHOLDS>(rows, thresholds, out, done);
+    }
     let [inv_step, low, high, round] = rows.encoder.constants().map(|x| _mm512_set1_ps(x));
     let (floats, bytes, step_zero) = rows.residual();
     let [step, zero] = step_zero.map(|x| _mm512_set1_ps(x));
@@ -146,6 +149,70 @@ fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
             for at in (0..rows.channels).step_by(16) {
                 vector(at, ((1u32 << (rows.channels - at).min(16)) - 1) as u16);
             }
+        }
+        done(r, masks);
+    }
+    nan
+}
+
+/// [`encode_rows`] for rows of 64 channels that all exist, after [`Int8Rows::check`]. Bytes are
+/// rounded by a conversion, and compared and stored 64 at a time.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+#[inline]
+fn encode_whole_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
+    rows: &Int8Rows<'_, NR>,
+    thresholds: &[i32; THRESHOLDS],
+    out: &mut [u8],
+    mut done: impl FnMut(usize, [u64; THRESHOLDS]),
+) -> u64 {
+    const VECTORS: usize = 4;
+    assert!(NR == VECTORS * 16 && rows.channels == NR);
+    let [inv_step, _, high, _] = rows.encoder.constants().map(|x| _mm512_set1_ps(x));
+    let (lowest, offset) = (rows.encoder.lowest_byte(), rows.encoder.offset());
+    let (lowest, offset) = (_mm512_set1_epi8(lowest as i8), _mm512_set1_epi16(offset));
+    let (floats, bytes, step_zero) = rows.residual();
+    let [step, zero] = step_zero.map(|x| _mm512_set1_ps(x));
+    // The last byte of a threshold's bits is that of the smallest value that reaches it, if any.
+    let levels = thresholds.map(|bits| _mm512_set1_epi8(bits as i8));
+    let possible = thresholds.map(|bits| if bits == i32::MAX { 0 } else { u64::MAX });
+    // Packing works on lanes of 128 bits: four bytes of each vector in turn.
+    let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    let mut nan = 0;
+    for (r, acc) in rows.acc.iter().enumerate() {
+        let start = r * rows.pitch + rows.first;
+        let mut codes = [_mm512_setzero_si512(); VECTORS];
+        for (v, code) in codes.iter_mut().enumerate() {
+            let at = v * 16;
+            // SAFETY: `check` saw that the rows lie within all slices. The arrays have `NR`
+            // elements.
+            unsafe {
+                let array = |x: &[f32; NR]| _mm512_loadu_ps(x.as_ptr().add(at));
+                let acc = _mm512_loadu_si512(acc.as_ptr().add(at).cast());
+                let mut y =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), array(rows.scale), array(rows.bias));
+                if RESIDUAL == FLOATS {
+                    y = _mm512_add_ps(y, _mm512_loadu_ps(floats.as_ptr().add(start + at)));
+                    nan |= u64::from(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(y, y)) << at;
+                }
+                if RESIDUAL == INT8 {
+                    let x = _mm_loadu_si128(bytes.as_ptr().add(start + at).cast());
+                    let x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x));
+                    y = _mm512_add_ps(y, _mm512_fmadd_ps(x, step, zero));
+                }
+                // `min` returns its second operand if one is NaN. NaN and what is too small for an
+                // integer become the smallest one, and the lowest byte when they are packed.
+                *code = _mm512_cvtps_epi32(_mm512_min_ps(high, _mm512_mul_ps(y, inv_step)));
+            }
+        }
+        let pair = |a, b| _mm512_adds_epi16(_mm512_packs_epi32(a, b), offset);
+        let [a, b, c, d] = codes;
+        let packed = _mm512_packus_epi16(pair(a, b), pair(c, d));
+        let packed = _mm512_max_epu8(_mm512_permutexvar_epi32(order, packed), lowest);
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(start).cast(), packed) };
+        let mut masks = possible;
+        for (mask, level) in masks.iter_mut().zip(levels) {
+            *mask &= _mm512_cmpge_epu8_mask(packed, level);
         }
         done(r, masks);
     }
