@@ -404,10 +404,13 @@ def test_bench_command_writes_reports(
     code, out, _ = _call(capsys, *no_peers, "--json", "-")
     assert code == 0
     assert [row["name"] for row in json.loads(out)[0]["rows"]] == ["fatnn"]
-    code, out, _ = _call(capsys, *no_peers, "--ends", "int8,float", "--json", "-")
+    types = ("--ends", "int8,float", "--values", "int8,float32")
+    code, out, _ = _call(capsys, *no_peers, *types, "--json", "-")
     assert code == 0
     assert [report["network"] for report in json.loads(out)] == [
+        "digits, int8 ends, int8 values, batch 1",
         "digits, int8 ends, batch 1",
+        "digits, int8 values, batch 1",
         "digits, batch 1",
     ]
 
@@ -431,6 +434,7 @@ def test_bench_command_reports_errors_in_one_line(
         (("--threads", "0"), "threads must be at least 1, got 0"),
         (("--batch", "one"), "--batch: expected whole numbers separated by commas, got 'one'"),
         (("--ends", "int4"), "ends: unknown name 'int4'; known are: float, int8, ternary"),
+        (("--values", "half"), "values: unknown name 'half'; known are: float32, int8"),
         (("--batch", ","), "batch: expected at least one value"),
         (
             ("--size", "16"),

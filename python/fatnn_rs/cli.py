@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -365,6 +365,9 @@ def bench(
         str,
         typer.Option(help="First and last layer: float, int8 or ternary; comma-separated."),
     ] = "float",
+    values: Annotated[
+        str, typer.Option(help="Values between layers: float32 or int8; comma-separated.")
+    ] = "float32",
     results: Annotated[
         Path | None, typer.Option(help="Write figures to RESULTS/<cpu>/<date>-networks.json.")
     ] = None,
@@ -384,6 +387,7 @@ def bench(
         against=everyone[against] if against in everyone else split_names(against),
         rounds=rounds,
         ends=split_names(ends),
+        values=cast(tuple[Literal["float32", "int8"], ...], split_names(values)),
     )
     reports = command.main(options, Console(stderr=True))
     if json_file == Path("-"):

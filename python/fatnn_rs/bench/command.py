@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,6 +16,7 @@ from fatnn_rs.bench.measure import bench
 from fatnn_rs.bench.networks import END_TYPES, NETWORKS, build_and_convert
 from fatnn_rs.bench.peers import PEERS
 from fatnn_rs.bench.results import BenchReport
+from fatnn_rs.convert.api import VALUES
 from fatnn_rs.errors import ConfigError, FatnnError
 
 __all__ = ["BenchOptions", "main", "to_json", "write_results"]
@@ -40,6 +41,9 @@ class BenchOptions:
     ends
         Types of the first and the last layer (:data:`fatnn_rs.bench.networks.END_TYPES`); each is
         measured.
+    values
+        Types of the values between layers (:data:`fatnn_rs.convert.api.VALUES`); each is
+        measured.
 
     Raises
     ------
@@ -54,6 +58,7 @@ class BenchOptions:
     against: Sequence[str] = tuple(PEERS)
     rounds: int = 25
     ends: Sequence[str] = ("float",)
+    values: Sequence[Literal["float32", "int8"]] = ("float32",)
 
     def __post_init__(self) -> None:
         """Validate the options."""
@@ -62,13 +67,14 @@ class BenchOptions:
             "batch": self.batches,
             "threads": self.threads,
         }
-        for what, values in (*asked.items(), ("ends", self.ends)):
+        for what, values in (*asked.items(), ("ends", self.ends), ("values", self.values)):
             if not values:
                 raise ConfigError(f"{what}: expected at least one value")
         named: dict[str, tuple[Sequence[str], Iterable[str]]] = {
             "model": (self.models, NETWORKS),
             "against": (self.against, PEERS),
             "ends": (self.ends, END_TYPES),
+            "values": (self.values, VALUES),
         }
         for what, (names, known) in named.items():
             for name in names:
@@ -95,7 +101,8 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
     Returns
     -------
     list of BenchReport
-        One per network, type of first and last layer, batch and number of threads, in this order.
+        One per network, type of first and last layer, type of values, batch and number of threads,
+        in this order.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -106,10 +113,11 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
     reports = []
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
-        for model, ends in product(options.models, options.ends):
+        for model, ends, values in product(options.models, options.ends, options.values):
             name = model if ends == "float" else f"{model}, {ends} ends"
+            name += "" if values == "float32" else f", {values} values"
             progress.update(task, description=f"{name}: preparing", completed=0, total=None)
-            ready = build_and_convert(model, options.size, ends)
+            ready = build_and_convert(model, options.size, ends, values)
             for batch in options.batches:
                 for threads in options.threads:
                     title = f"{name}, batch {batch}, threads {threads}"

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -192,7 +193,10 @@ def randomised(name: str, network: NetworkSpec, size: int) -> FloatNetwork:
 
 
 def convert_and_verify(
-    built: FloatNetwork, config: fatnn_rs.TernaryConfig, float_layers: str
+    built: FloatNetwork,
+    config: fatnn_rs.TernaryConfig,
+    float_layers: str,
+    values: Literal["float32", "int8"] = "float32",
 ) -> tuple[TernaryNetwork, int]:
     """Prepare, convert and verify a copy of a float model; return it and the number of codes.
 
@@ -202,8 +206,9 @@ def convert_and_verify(
         A code of the converted network differs from the model's.
     """
     prepared = fatnn_rs.prepare(copy.deepcopy(built.model), config, built.batch).eval()
-    net = fatnn_rs.convert(prepared, built.batch[:1], float_layers=float_layers)
-    check = fatnn_rs.verify(prepared, net, built.batch[:1])
+    image = built.batch[:1]
+    net = fatnn_rs.convert(prepared, image, float_layers=float_layers, values=values)
+    check = fatnn_rs.verify(net.reference() if values == "int8" else prepared, net, image)
     if check.codes_different:
         raise ConversionError(
             f"{built.name}: {check.codes_different} of {check.codes_total} codes differ from the "
@@ -212,7 +217,12 @@ def convert_and_verify(
     return net, check.codes_total
 
 
-def build_and_convert(name: str, size: int | None = None, ends: str = "float") -> BenchNetwork:
+def build_and_convert(
+    name: str,
+    size: int | None = None,
+    ends: str = "float",
+    values: Literal["float32", "int8"] = "float32",
+) -> BenchNetwork:
     """Build, prepare, convert and verify one of :data:`NETWORKS`.
 
     Parameters
@@ -221,6 +231,8 @@ def build_and_convert(name: str, size: int | None = None, ends: str = "float") -
         As for :func:`build_float`.
     ends
         Type of the first and the last layer: ``"float"``, ``"int8"`` or ``"ternary"``.
+    values
+        Type of the values between layers, as for :func:`fatnn_rs.convert`.
 
     Raises
     ------
@@ -235,9 +247,8 @@ def build_and_convert(name: str, size: int | None = None, ends: str = "float") -
     # The faster choice: torch's float convolutions are faster than ours, but a network without
     # float convolutions runs in one call with "rust".
     float_layers = "torch" if ends == "float" else "rust"
-    net, codes = convert_and_verify(
-        built, fatnn_rs.TernaryConfig(first=ends, last=ends), float_layers
-    )
+    config = fatnn_rs.TernaryConfig(first=ends, last=ends)
+    net, codes = convert_and_verify(built, config, float_layers, values)
     return BenchNetwork(name, built.model, net, built.images, codes)
 
 
