@@ -145,6 +145,46 @@ pub enum Elementwise {
 }
 
 impl Elementwise {
+    /// Fewer functions with the same results: a table rounds its input by itself, and takes in the
+    /// tables and the rounding that follow.
+    pub(crate) fn merged(functions: Vec<Self>) -> Vec<Self> {
+        let mut merged: Vec<Self> = Vec::with_capacity(functions.len()); // small: one per node
+        for function in functions {
+            let last = merged.pop();
+            match (last, function) {
+                (
+                    Some(Elementwise::Scalar(Scalar::FakeQuantize(rounds))),
+                    Elementwise::Lookup(lookup),
+                ) if rounds == lookup.quantizer() => merged.push(Elementwise::Lookup(lookup)),
+                (
+                    Some(Elementwise::Lookup(lookup)),
+                    Elementwise::Scalar(scalar @ Scalar::FakeQuantize(_)),
+                ) => merged.push(Elementwise::Lookup(lookup.then(scalar))),
+                (Some(Elementwise::Lookup(lookup)), Elementwise::Lookup(next)) => {
+                    merged.push(Elementwise::Lookup(lookup.then_lookup(&next)));
+                }
+                (last, function) => merged.extend(last.into_iter().chain([function])),
+            }
+        }
+        merged
+    }
+
+    /// Functions that begin with a rounding to eight bits, as one table. `None` if they do not, or
+    /// if they differ from channel to channel.
+    pub(crate) fn as_lookup(functions: &[Self]) -> Option<Lookup> {
+        let (first, rest) = functions.split_first()?;
+        let first = match first {
+            Elementwise::Scalar(Scalar::FakeQuantize(quantizer)) => Lookup::of_values(*quantizer),
+            Elementwise::Lookup(lookup) => lookup.clone(),
+            _ => return None,
+        };
+        rest.iter().try_fold(first, |lookup, function| match function {
+            Elementwise::Scalar(scalar) => Some(lookup.then(*scalar)),
+            Elementwise::Lookup(next) => Some(lookup.then_lookup(next)),
+            _ => None,
+        })
+    }
+
     /// BatchNorm in evaluation mode as one fused multiply-add: `scale = weight / √(var + eps)`,
     /// `bias = fma(-mean, scale, bias)`, in float32.
     ///
@@ -205,4 +245,75 @@ pub(crate) fn check_channels(functions: &[Elementwise], channels: usize) -> Resu
         .iter()
         .filter_map(Elementwise::channels)
         .try_for_each(|c| check_len("channels of a function", channels, c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::apply_all;
+    use crate::scalar::Int8Quantizer;
+
+    fn quantizer(step: f32, low: i64, high: i64) -> Int8Quantizer {
+        Int8Quantizer::new(step, low, high).unwrap()
+    }
+
+    fn lookup(quantizer: Int8Quantizer, codes: i32) -> Elementwise {
+        let table: Vec<f32> = (0..codes).map(|i| (i as f32 * 0.31).cos() * 3.0).collect();
+        Elementwise::Lookup(Lookup::new(quantizer, &table).unwrap())
+    }
+
+    /// Values with NaN, infinities, halves of the steps and zeros of both signs.
+    fn values() -> Vec<f32> {
+        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 0.0, 0.25, -0.25];
+        let value = |i: i32| (i - 200) as f32 * 0.045;
+        (0..400).map(value).chain(special).collect()
+    }
+
+    fn results(functions: &[Elementwise]) -> Vec<u32> {
+        let mut x = values();
+        apply_all(functions, &mut x, 1).unwrap();
+        x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn merged_functions_have_the_same_results() {
+        let (a, b, c) = (quantizer(0.1, -128, 127), quantizer(0.05, 0, 255), quantizer(0.5, -4, 4));
+        let rounds = |q| Elementwise::Scalar(Scalar::FakeQuantize(q));
+        let (table, wide) = (lookup(a, 256), lookup(b, 256));
+        let affine = Elementwise::Affine(vec![1.5], vec![-0.5]);
+        let relu = Elementwise::Scalar(Scalar::Relu);
+        for (functions, count) in [
+            (vec![], 0),
+            (vec![relu.clone(), affine.clone()], 2),
+            (vec![rounds(a), table.clone()], 1),
+            (vec![affine.clone(), rounds(a), table.clone(), rounds(b)], 2),
+            (vec![rounds(a), table.clone(), rounds(b), wide.clone(), rounds(c), relu.clone()], 2),
+            // Rounded to other codes than the table's, so both roundings stay.
+            (vec![rounds(c), table.clone()], 2),
+            (vec![table.clone(), relu, rounds(c)], 3),
+        ] {
+            let merged = Elementwise::merged(functions.clone());
+            assert_eq!(merged.len(), count, "{functions:?}");
+            assert_eq!(results(&merged), results(&functions), "{functions:?}");
+        }
+    }
+
+    #[test]
+    fn functions_of_rounded_values_are_one_table() {
+        let (a, b) = (quantizer(0.1, -128, 127), quantizer(0.05, 0, 255));
+        let rounds = |q| Elementwise::Scalar(Scalar::FakeQuantize(q));
+        let hardswish = Elementwise::Scalar(Scalar::Hardswish);
+        for functions in [
+            vec![rounds(a)],
+            vec![lookup(b, 256)],
+            vec![rounds(a), hardswish.clone()],
+            vec![rounds(a), hardswish.clone(), rounds(b), lookup(b, 256)],
+        ] {
+            let table = Elementwise::as_lookup(&functions).unwrap();
+            assert_eq!(results(&[Elementwise::Lookup(table)]), results(&functions));
+        }
+        for functions in [vec![], vec![hardswish], vec![rounds(a), Elementwise::Bias(vec![1.0])]] {
+            assert!(Elementwise::as_lookup(&functions).is_none(), "{functions:?}");
+        }
+    }
 }

@@ -203,7 +203,7 @@ impl<'a> Compiler<'a> {
     /// Elementwise functions of nodes. On an error, also returns the number of the node.
     fn elementwise(&self, nodes: &[usize]) -> Result<Vec<Elementwise>, (usize, BuildError)> {
         let of = |&node: &usize| elementwise_of(self.view(node)).map_err(|e| (node, e));
-        nodes.iter().map(of).collect()
+        Ok(Elementwise::merged(nodes.iter().map(of).collect::<Result<_, _>>()?))
     }
 
     fn build(

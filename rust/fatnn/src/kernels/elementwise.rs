@@ -1,6 +1,7 @@
 //! Elementwise functions on pixels: plain loops.
 
 use super::isa::Simd;
+use super::translate::lookup_in_vectors;
 use super::vector::{Level, VectorLoop};
 use crate::epilogue::Elementwise;
 use crate::error::Result;
@@ -62,6 +63,10 @@ impl VectorLoop for MapPixels<'_> {
     }
 }
 
+fn is_lookup(function: &Elementwise) -> bool {
+    matches!(function, Elementwise::Lookup(_))
+}
+
 /// Applies functions to whole pixels, one after another, on the best instruction set.
 pub(crate) fn apply_all(functions: &[Elementwise], x: &mut [f32], channels: usize) -> Result<()> {
     if functions.is_empty() || x.is_empty() || channels == 0 {
@@ -70,7 +75,14 @@ pub(crate) fn apply_all(functions: &[Elementwise], x: &mut [f32], channels: usiz
     let level = Level::usable()?;
     // A block stays in the first-level cache for all functions.
     for x in x.chunks_mut(channels * (4096 / channels).max(1)) {
-        level.run(MapPixels { functions, x, channels });
+        // A table has a loop of its own, which needs more than the level tells.
+        for functions in functions.chunk_by(|a, b| !is_lookup(a) && !is_lookup(b)) {
+            let x = match functions {
+                [Elementwise::Lookup(lookup)] => lookup_in_vectors(lookup, x)?,
+                _ => &mut *x,
+            };
+            level.run(MapPixels { functions, x, channels });
+        }
     }
     Ok(())
 }

@@ -88,6 +88,7 @@ mod registry;
 pub(crate) mod rows;
 mod table;
 mod tiled;
+pub(crate) mod translate;
 mod vector;
 
 pub use cache_line::CacheLine;

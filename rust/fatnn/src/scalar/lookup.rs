@@ -1,6 +1,7 @@
 //! Functions of values with eight bits, as tables.
 
-use super::int8::Int8Quantizer;
+use super::Scalar;
+use super::int8::{Encoder, Int8Quantizer};
 use crate::error::{Result, check_len};
 
 /// A function of values that [`Int8Quantizer`] has rounded: its result for every code.
@@ -9,6 +10,8 @@ pub struct Lookup {
     quantizer: Int8Quantizer,
     /// The result for every byte.
     results: Box<[f32; 256]>,
+    /// If the results are rounded to eight bits: the quantizer that did, and its bytes.
+    rounded: Option<(Int8Quantizer, Box<[u8; 256]>)>,
 }
 
 /// Values that are replaced together.
@@ -24,7 +27,57 @@ impl Lookup {
         check_len("table", usize::from(last - first) + 1, table.len())?;
         let mut results = Box::new([f32::NAN; 256]);
         results[usize::from(first)..][..table.len()].copy_from_slice(table);
-        Ok(Lookup { quantizer, results })
+        Ok(Lookup { quantizer, results, rounded: None })
+    }
+
+    /// The table of a quantizer's own values.
+    pub(crate) fn of_values(quantizer: Int8Quantizer) -> Self {
+        let bytes: [u8; 256] = std::array::from_fn(|byte| byte as u8);
+        let mut results = Box::new([0.0; 256]);
+        quantizer.dequantize(&bytes, &mut results);
+        Lookup { quantizer, results, rounded: None }
+    }
+
+    /// The quantizer and the bytes of results that are rounded to eight bits.
+    pub(crate) fn rounded(&self) -> Option<(Int8Quantizer, &[u8; 256])> {
+        self.rounded.as_ref().map(|(quantizer, bytes)| (*quantizer, &**bytes))
+    }
+
+    /// What rounds the values that it takes.
+    pub(crate) fn quantizer(&self) -> Int8Quantizer {
+        self.quantizer
+    }
+
+    /// The table of this function and then a scalar one.
+    pub(crate) fn then(mut self, scalar: Scalar) -> Self {
+        scalar.apply(self.results.as_mut_slice());
+        self.rounded = match scalar {
+            Scalar::FakeQuantize(rounds) => {
+                self.encoded(rounds.encoder()).map(|bytes| (rounds, bytes))
+            }
+            _ => None,
+        };
+        self
+    }
+
+    /// The table of this function and then another one.
+    pub(crate) fn then_lookup(mut self, next: &Lookup) -> Self {
+        next.apply(self.results.as_mut_slice());
+        self.rounded = None;
+        self
+    }
+
+    /// The results of all bytes, encoded. `None` if one of them is NaN.
+    pub(crate) fn encoded(&self, encoder: Encoder) -> Option<Box<[u8; 256]>> {
+        let [first, last] = self.quantizer.bytes().map(usize::from);
+        let mut table = Box::new([0; 256]);
+        for (to, result) in table[first..=last].iter_mut().zip(&self.results[first..=last]) {
+            if result.is_nan() {
+                return None;
+            }
+            *to = encoder.encode(*result) as u8;
+        }
+        Some(table)
     }
 
     /// Replaces each value by its result; NaN stays.

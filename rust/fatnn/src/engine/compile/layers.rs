@@ -129,7 +129,8 @@ impl Compiler<'_> {
 
     /// Elementwise functions that run on a node's input.
     pub(super) fn before(&self, fused: &FusedNode) -> Result<Vec<Elementwise>, BuildError> {
-        fused.before.iter().map(|&node| elementwise_of(self.view(node))).collect()
+        let functions = fused.before.iter().map(|&node| elementwise_of(self.view(node)));
+        Ok(Elementwise::merged(functions.collect::<Result<_, _>>()?))
     }
 
     /// The convolution that computes a depthwise convolution's input.

@@ -16,6 +16,7 @@ use crate::epilogue::{DequantizeInt8, Elementwise, Residual, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
 use crate::kernels::depthwise::QuantizeParams;
+use crate::kernels::translate::translate;
 use crate::memory;
 use crate::pack::PackedWeights;
 use crate::scalar::Encoder;
@@ -70,6 +71,20 @@ impl DepthwiseConv {
             return Ok((dims, Cost::default()));
         };
         conv.sizes(&dims).map_err(|error| error.in_node(label))
+    }
+
+    /// How the source's floats become bytes: directly, or by a table if the functions in between
+    /// begin with a rounding to eight bits. `None` if there are other functions.
+    fn line_bytes(&self) -> Option<LineBytes> {
+        let QuantizeParams { inv_step, bounds } =
+            QuantizeParams::new(self.constants.inv_step, self.bounds);
+        let encoder = Encoder::biased(inv_step, bounds);
+        if self.before.is_empty() {
+            return Some(LineBytes { encoder, table: None });
+        }
+        let lookup = Elementwise::as_lookup(&self.before)?;
+        let table = Some(lookup.encoded(encoder)?);
+        Some(LineBytes { encoder: lookup.quantizer().encoder(), table })
     }
 
     fn value(&self, dims: Dims) -> Value {
@@ -136,9 +151,11 @@ impl Operation for DepthwiseConv {
                 strips.push(conv.geometry(&dims)?);
             }
         }
-        let from_bytes = self.before.is_empty()
-            && geometry.reads_bytes()
-            && self.source.as_ref().is_some_and(|source| source.conv.has_finite_constants());
+        let from_bytes = self
+            .source
+            .as_ref()
+            .filter(|source| geometry.reads_bytes() && source.conv.has_finite_constants())
+            .and_then(|_| self.line_bytes());
         // A BatchNorm and then bounds run in the epilogue; all other functions run after it.
         let (mut constants, mut clamp, mut rest) = (self.constants.clone(), UNBOUNDED, 0);
         if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
@@ -179,8 +196,16 @@ struct DepthwiseStep {
     clamp: [f32; 2],
     /// Index of the first function that does not run in the epilogue.
     rest: usize,
-    /// Whether the source quantizes its lines.
-    from_bytes: bool,
+    /// Set if the source quantizes its lines.
+    from_bytes: Option<LineBytes>,
+}
+
+/// How a source makes the bytes that a depthwise convolution reads.
+#[derive(Clone, Debug)]
+struct LineBytes {
+    encoder: Encoder,
+    /// The byte for each byte of the encoder, if they differ.
+    table: Option<Box<[u8; 256]>>,
 }
 
 impl ExecutableOp for DepthwiseStep {
@@ -214,16 +239,15 @@ impl DepthwiseStep {
         };
         let (images, weights, strips) =
             (self.input_dims.images, &source.weights, self.strips.as_slice());
-        if self.from_bytes {
-            let QuantizeParams { inv_step, bounds } =
-                QuantizeParams::new(constants.inv_step, conv.bounds);
-            let to = DequantizeInt8::encoded(sink.to, Encoder::biased(inv_step, bounds));
+        if let Some(LineBytes { encoder, table }) = &self.from_bytes {
+            let to = DequantizeInt8::encoded(sink.to, *encoder);
             let sink = Int8Sink::new(Int8Role::Write(to, Residual::None));
-            let source = &SourceLines { weights, strips, sink, codes, line };
+            let table = table.as_deref();
+            let source = &SourceLines { weights, strips, sink, codes, line, table };
             let lines = InputLines::Bytes { images, source };
-            return self.geometry.run(Input { lines, before }, &layer, out);
+            return self.geometry.run(Input { lines, before: &[] }, &layer, out);
         }
-        let source = &SourceLines { weights, strips, sink, codes, line };
+        let source = &SourceLines { weights, strips, sink, codes, line, table: None };
         let lines = InputLines::Computed { images, source };
         self.geometry.run(Input { lines, before }, &layer, out)
     }
@@ -245,6 +269,8 @@ struct SourceLines<'a, S> {
     sink: S,
     codes: &'a [u8],
     line: Line,
+    /// A table that replaces the bytes of its output.
+    table: Option<&'a [u8; 256]>,
 }
 
 impl<S: Sink> SourceLines<'_, S> {
@@ -265,6 +291,7 @@ impl ComputeLines for SourceLines<'_, FloatSink<'_>> {
 
 impl ComputeBytes for SourceLines<'_, Int8Sink<'_>> {
     fn compute(&self, first: usize, out: &mut [u8]) -> Result<()> {
-        self.run(first, out)
+        self.run(first, out)?;
+        self.table.map_or(Ok(()), |table| translate(out, table))
     }
 }

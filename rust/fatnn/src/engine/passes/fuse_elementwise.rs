@@ -1,6 +1,6 @@
 //! Fuses an elementwise function into the producer of its input if nothing else reads that input.
 
-use super::{FusedGraph, Outcome, Reason, only_producer};
+use super::{FusedGraph, Outcome, Reason, feeds_depthwise, only_producer};
 use crate::graph::op::Op;
 use crate::scalar::Scalar;
 
@@ -24,8 +24,11 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
         | Op::Binary(_) => true,
         // Its epilogue has a ReLU and no other function.
         Op::ConvFloat { .. } => *op == Op::Scalar(Scalar::Relu),
-        // It runs in the convolution's epilogue instead (`fuse_int8`).
-        Op::Scalar(Scalar::FakeQuantize(_)) => !follows_ternary_conv(graph, producer),
+        // It runs in the convolution's epilogue instead (`fuse_int8`), or both run as a table on
+        // the input of a depthwise convolution (`fuse_before`).
+        Op::Scalar(Scalar::FakeQuantize(_)) => {
+            !follows_ternary_conv(graph, producer) || feeds_depthwise(graph, node)
+        }
         _ => elementwise(producer),
     };
     let takes = takes && one_channel_dim(graph, producer, node);

@@ -1,7 +1,7 @@
 //! Fuses a `fake_quantize` into the ternary convolution to floats that is its only producer. The
 //! convolution then stores its output as bytes. A ReLU may run in between.
 
-use super::{FusedGraph, Outcome, Reason, only_producer};
+use super::{FusedGraph, Outcome, Reason, feeds_depthwise, only_producer};
 use crate::graph::op::Op;
 use crate::scalar::Scalar;
 
@@ -10,6 +10,10 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     else {
         return Outcome::NoMatch;
     };
+    // It runs on the input of that convolution instead (`fuse_before`).
+    if feeds_depthwise(graph, node) {
+        return Outcome::NoMatch;
+    }
     // The convolution would not run what was fused into this node.
     if graph.node(node).is_some_and(|own| !own.elementwise.is_empty() || own.max_pool.is_some()) {
         return Outcome::Refused(Reason::DoesNotFit);

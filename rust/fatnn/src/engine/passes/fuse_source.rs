@@ -62,4 +62,27 @@ mod tests {
             assert_eq!(outcome(PASS, &nodes, &tensors).0, Outcome::NoMatch);
         }
     }
+
+    #[test]
+    fn rounded_values_of_a_depthwise_convolution_stay_inside_it() {
+        let tensors = tensors();
+        let nodes: [(&str, &str, &[&str]); 5] = [
+            ("q", "quantize", &["x"]),
+            ("e", "conv_float", &["q"]),
+            ("i", "fake_quantize", &["e"]),
+            ("h", "hardswish", &["i"]),
+            ("a", "depthwise", &["h"]),
+        ];
+        let block = graph(&nodes, &[]);
+        let mut fused = FusedGraph::new(&block, &tensors);
+        super::super::run(&mut fused);
+        let node = fused.node(5).unwrap();
+        assert_eq!((node.before.as_slice(), node.inputs.as_slice()), (&[3, 4][..], &[1][..]));
+        assert_eq!(node.source.as_ref().map(|source| (source.node, source.int8)), Some((2, None)));
+        // With another reader, the convolution stores bytes.
+        let block = graph(&nodes, &["h"]);
+        let mut fused = FusedGraph::new(&block, &tensors);
+        super::super::run(&mut fused);
+        assert_eq!(fused.node(2).and_then(|node| node.int8), Some(3));
+    }
 }

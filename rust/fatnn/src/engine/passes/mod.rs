@@ -112,6 +112,13 @@ fn is_depthwise(graph: &FusedGraph<'_>, node: usize) -> bool {
     channels == Some(1) && *groups > 1 && !pooled
 }
 
+/// Whether only a depthwise int8 convolution reads a value. It can run functions of its input.
+fn feeds_depthwise(graph: &FusedGraph<'_>, value: ValueId) -> bool {
+    let reads = |&node: &usize| graph.input(node, 0) == Some(value);
+    graph.readers(value) == 1
+        && (value + 1..graph.len()).find(reads).is_some_and(|node| is_depthwise(graph, node))
+}
+
 /// The producer of a value that nothing else reads.
 fn only_producer(graph: &FusedGraph<'_>, value: ValueId) -> Result<usize, Reason> {
     match graph.op(value) {
