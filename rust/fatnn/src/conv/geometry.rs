@@ -2,7 +2,7 @@
 
 use super::ConvShape;
 use super::packed_input::{self, Input, Job, PackedInputPlan};
-use super::tiled::{self, OutputChunk, Rows, Sink};
+use super::tiled::{self, OutputChunk, Rows, Sink, Windows};
 use crate::codec::{Act, CodesLayout};
 use crate::error::{Result, bad_value, check_len};
 use crate::kernels::{Inner, PackedInputKernel, UNIT_BYTES};
@@ -159,13 +159,14 @@ impl Geometry {
         let [height, width] = self.padded;
         let [out_h, out_w] = self.output;
         let [stride_y, stride_x] = shape.stride;
-        let base = |row: usize| {
-            let (image, at) = (row / (out_h * out_w), row % (out_h * out_w));
-            let (y, x) = (at / out_w, at % out_w);
-            ((image * height + y * stride_y) * width + x * stride_x) * pixel
+        let windows = Windows {
+            output: [out_h, out_w],
+            image: height * width * pixel,
+            line: stride_y * width * pixel,
+            pixel: stride_x * pixel,
         };
-        let rows =
-            Rows { codes, base, offsets: &self.offsets, group_bytes: self.layout.group_bytes() };
+        let (offsets, group_bytes) = (self.offsets.as_slice(), self.layout.group_bytes());
+        let rows = Rows { codes, windows, offsets, group_bytes };
         tiled::run(tiled, weights, &rows, sink, chunk)
     }
 

@@ -37,19 +37,51 @@ thread_local! {
     };
 }
 
+/// Byte offsets of windows. A row of a product is the window of one output pixel.
+pub(crate) struct Windows {
+    /// Height and width of the output.
+    pub output: [usize; 2],
+    /// Bytes from the first window of an image to that of the next one.
+    pub image: usize,
+    /// Bytes from the first window of a line to that of the next one.
+    pub line: usize,
+    /// Bytes from one window of a line to the next one.
+    pub pixel: usize,
+}
+
+impl Windows {
+    /// Sets the offsets of windows from number `first` on, counted over all images.
+    fn offsets(&self, first: usize, offsets: &mut [usize]) {
+        let [height, width] = self.output;
+        let (mut image, at) = (first / (height * width), first % (height * width));
+        let (mut y, mut x) = (at / width, at % width);
+        for offset in offsets {
+            *offset = image * self.image + y * self.line + x * self.pixel;
+            // Counting: divisions for every window took 2% of the time of MobileNetV2.
+            x += 1;
+            if x == width {
+                (x, y) = (0, y + 1);
+                if y == height {
+                    (y, image) = (0, image + 1);
+                }
+            }
+        }
+    }
+}
+
 /// The activations of a product, by the addresses of their rows.
-pub(crate) struct Rows<'a, F> {
+pub(crate) struct Rows<'a> {
     /// The packed codes of all rows.
     pub codes: &'a [u8],
-    /// Byte offset in `codes` of a row's window, for group 0.
-    pub base: F,
+    /// Where the window of each row is in `codes`, for group 0.
+    pub windows: Windows,
     /// Byte offset of each (tap, unit) from the start of a window.
     pub offsets: &'a [usize],
     /// Bytes from one group of channels to the next one.
     pub group_bytes: usize,
 }
 
-impl<F: Fn(usize) -> usize> Rows<'_, F> {
+impl Rows<'_> {
     fn max_offset(&self) -> usize {
         self.offsets.iter().copied().max().unwrap_or(0)
     }
@@ -63,9 +95,9 @@ impl<F: Fn(usize) -> usize> Rows<'_, F> {
         [first, count]: [usize; 2],
     ) -> &'a mut [usize] {
         let bases = &mut bases[..count.next_multiple_of(mr)];
-        for (r, base) in bases.iter_mut().enumerate() {
-            *base = (self.base)(first + r.min(count - 1));
-        }
+        let (found, repeated) = bases.split_at_mut(count);
+        self.windows.offsets(first, found);
+        repeated.fill(found[count - 1]);
         bases
     }
 
@@ -243,7 +275,7 @@ pub(crate) fn for_each_chunk<S: Sink>(
 pub(crate) fn run<S: Sink>(
     tiled: &(dyn TiledKernel + Sync),
     weights: &PackedWeights<'_>,
-    rows: &Rows<'_, impl Fn(usize) -> usize + Sync>,
+    rows: &Rows<'_>,
     sink: &S,
     chunk: OutputChunk<'_, S::Elem>,
 ) -> Result<()> {
@@ -290,7 +322,7 @@ pub(crate) fn run<S: Sink>(
 fn run_by_panels<S: Sink>(
     tiled: &(dyn TiledKernel + Sync),
     weights: &PackedWeights<'_>,
-    rows: &Rows<'_, impl Fn(usize) -> usize + Sync>,
+    rows: &Rows<'_>,
     sink: &S,
     chunk: OutputChunk<'_, S::Elem>,
 ) -> Result<()> {

@@ -88,29 +88,57 @@ fn ge_mask_f32<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
     bits
 }
 
-/// [`Simd::encode_rows`]. The compiler does not vectorise the plain loop: it has many arrays.
+/// [`Simd::encode_rows`]: bytes are rounded by a conversion, and packed, compared and stored 64 at a
+/// time. The compiler does not vectorise the plain loop: it has many arrays.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
 fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
     rows: &Int8Rows<'_, NR>,
     thresholds: &[i32; THRESHOLDS],
     out: &mut [u8],
-    mut done: impl FnMut(usize, [u64; THRESHOLDS]),
+    done: impl FnMut(usize, [u64; THRESHOLDS]),
 ) -> u64 {
     const { assert!(NR.is_multiple_of(16) && NR <= 64) };
     rows.check::<RESIDUAL>(out);
     if NR == 64 && rows.channels == NR {
-        return encode_whole_rows::<NR, RESIDUAL, THRESHOLDS>(rows, thresholds, out, done);
+        return encode_checked::<NR, RESIDUAL, THRESHOLDS, true>(rows, thresholds, out, done);
     }
-    let [inv_step, low, high, round] = rows.encoder.constants().map(|x| _mm512_set1_ps(x));
+    encode_checked::<NR, RESIDUAL, THRESHOLDS, false>(rows, thresholds, out, done)
+}
+
+/// [`encode_rows`] after [`Int8Rows::check`]. If `WHOLE`, all of 64 channels exist.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+#[inline]
+fn encode_checked<
+    const NR: usize,
+    const RESIDUAL: u8,
+    const THRESHOLDS: usize,
+    const WHOLE: bool,
+>(
+    rows: &Int8Rows<'_, NR>,
+    thresholds: &[i32; THRESHOLDS],
+    out: &mut [u8],
+    mut done: impl FnMut(usize, [u64; THRESHOLDS]),
+) -> u64 {
+    let [inv_step, _, high, _] = rows.encoder.constants().map(|x| _mm512_set1_ps(x));
+    let (lowest, offset) = (rows.encoder.lowest_byte(), rows.encoder.offset());
+    let (lowest, offset) = (_mm512_set1_epi8(lowest as i8), _mm512_set1_epi16(offset));
     let (floats, bytes, step_zero) = rows.residual();
     let [step, zero] = step_zero.map(|x| _mm512_set1_ps(x));
-    let levels = thresholds.map(|threshold| _mm512_set1_epi32(threshold));
+    let exist = if WHOLE { u64::MAX } else { !u64::MAX.unbounded_shl(rows.channels as u32) };
+    // The last byte of a threshold's bits is that of the smallest value that reaches it, if any.
+    let levels = thresholds.map(|bits| _mm512_set1_epi8(bits as i8));
+    let possible = thresholds.map(|bits| if bits == i32::MAX { 0 } else { exist });
+    // Packing works on lanes of 128 bits: four bytes of each vector in turn.
+    let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
     let mut nan = 0;
     for (r, acc) in rows.acc.iter().enumerate() {
         let start = r * rows.pitch + rows.first;
-        let mut masks = [0; THRESHOLDS];
-        // Whole vectors are a loop of constant length, which is unrolled.
-        let mut vector = |at: usize, valid: __mmask16| {
+        let mut codes = [_mm512_setzero_si512(); 4];
+        for (v, code) in codes.iter_mut().enumerate().take(NR / 16) {
+            let (at, valid) = (v * 16, (exist >> (v * 16)) as u16);
+            if !WHOLE && valid == 0 {
+                break;
+            }
             // SAFETY: `check` saw that the rows lie within all slices; `valid` excludes channels
             // that do not exist. The arrays have `NR` elements.
             unsafe {
@@ -119,83 +147,20 @@ fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
                 let mut y =
                     _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), array(rows.scale), array(rows.bias));
                 if RESIDUAL == FLOATS {
-                    let x = _mm512_maskz_loadu_ps(valid, floats.as_ptr().add(start + at));
+                    let x = floats.as_ptr().wrapping_add(start + at);
+                    let x =
+                        if WHOLE { _mm512_loadu_ps(x) } else { _mm512_maskz_loadu_ps(valid, x) };
                     y = _mm512_add_ps(y, x);
                     let unordered = _mm512_mask_cmp_ps_mask::<_CMP_UNORD_Q>(valid, y, y);
                     nan |= u64::from(unordered) << at;
                 }
                 if RESIDUAL == INT8 {
-                    let x = _mm_maskz_loadu_epi8(valid, bytes.as_ptr().add(start + at).cast());
-                    let x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x));
-                    y = _mm512_add_ps(y, _mm512_fmadd_ps(x, step, zero));
-                }
-                // `max` returns its second operand if one is NaN.
-                let y = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(y, inv_step), low), high);
-                let bits = _mm512_castps_si512(_mm512_add_ps(y, round));
-                let to = out.as_mut_ptr().add(start + at);
-                match valid {
-                    u16::MAX => _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(bits)),
-                    _ => _mm_mask_storeu_epi8(to.cast(), valid, _mm512_cvtepi32_epi8(bits)),
-                }
-                for (mask, level) in masks.iter_mut().zip(levels) {
-                    let reached = _mm512_mask_cmpge_epi32_mask(valid, bits, level);
-                    *mask |= u64::from(reached) << at;
-                }
-            }
-        };
-        if rows.channels == NR {
-            (0..NR).step_by(16).for_each(|at| vector(at, u16::MAX));
-        } else {
-            for at in (0..rows.channels).step_by(16) {
-                vector(at, ((1u32 << (rows.channels - at).min(16)) - 1) as u16);
-            }
-        }
-        done(r, masks);
-    }
-    nan
-}
-
-/// [`encode_rows`] for rows of 64 channels that all exist, after [`Int8Rows::check`]. Bytes are
-/// rounded by a conversion, and compared and stored 64 at a time.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
-#[inline]
-fn encode_whole_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
-    rows: &Int8Rows<'_, NR>,
-    thresholds: &[i32; THRESHOLDS],
-    out: &mut [u8],
-    mut done: impl FnMut(usize, [u64; THRESHOLDS]),
-) -> u64 {
-    const VECTORS: usize = 4;
-    assert!(NR == VECTORS * 16 && rows.channels == NR);
-    let [inv_step, _, high, _] = rows.encoder.constants().map(|x| _mm512_set1_ps(x));
-    let (lowest, offset) = (rows.encoder.lowest_byte(), rows.encoder.offset());
-    let (lowest, offset) = (_mm512_set1_epi8(lowest as i8), _mm512_set1_epi16(offset));
-    let (floats, bytes, step_zero) = rows.residual();
-    let [step, zero] = step_zero.map(|x| _mm512_set1_ps(x));
-    // The last byte of a threshold's bits is that of the smallest value that reaches it, if any.
-    let levels = thresholds.map(|bits| _mm512_set1_epi8(bits as i8));
-    let possible = thresholds.map(|bits| if bits == i32::MAX { 0 } else { u64::MAX });
-    // Packing works on lanes of 128 bits: four bytes of each vector in turn.
-    let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-    let mut nan = 0;
-    for (r, acc) in rows.acc.iter().enumerate() {
-        let start = r * rows.pitch + rows.first;
-        let mut codes = [_mm512_setzero_si512(); VECTORS];
-        for (v, code) in codes.iter_mut().enumerate() {
-            let at = v * 16;
-            // SAFETY: `check` saw that the rows lie within all slices. The arrays have `NR`
-            // elements.
-            unsafe {
-                let array = |x: &[f32; NR]| _mm512_loadu_ps(x.as_ptr().add(at));
-                let acc = _mm512_loadu_si512(acc.as_ptr().add(at).cast());
-                let mut y =
-                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), array(rows.scale), array(rows.bias));
-                if RESIDUAL == FLOATS {
-                    y = _mm512_add_ps(y, _mm512_loadu_ps(floats.as_ptr().add(start + at)));
-                    nan |= u64::from(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(y, y)) << at;
-                }
-                if RESIDUAL == INT8 {
-                    let x = _mm_loadu_si128(bytes.as_ptr().add(start + at).cast());
+                    let x = bytes.as_ptr().wrapping_add(start + at);
+                    let x = if WHOLE {
+                        _mm_loadu_si128(x.cast())
+                    } else {
+                        _mm_maskz_loadu_epi8(valid, x.cast())
+                    };
                     let x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x));
                     y = _mm512_add_ps(y, _mm512_fmadd_ps(x, step, zero));
                 }
@@ -208,8 +173,14 @@ fn encode_whole_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usiz
         let [a, b, c, d] = codes;
         let packed = _mm512_packus_epi16(pair(a, b), pair(c, d));
         let packed = _mm512_max_epu8(_mm512_permutexvar_epi32(order, packed), lowest);
+        let to = out.as_mut_ptr().wrapping_add(start);
         // SAFETY: as above.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(start).cast(), packed) };
+        unsafe {
+            match WHOLE {
+                true => _mm512_storeu_si512(to.cast(), packed),
+                false => _mm512_mask_storeu_epi8(to.cast(), exist, packed),
+            }
+        }
         let mut masks = possible;
         for (mask, level) in masks.iter_mut().zip(levels) {
             *mask &= _mm512_cmpge_epu8_mask(packed, level);
