@@ -85,7 +85,14 @@ def _mlp() -> nn.Module:
     return nn.Sequential(*first, *hidden, *copy.deepcopy(hidden), nn.Linear(width, 10))
 
 
-_TORCHVISION = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2")
+_TORCHVISION = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "vgg16_bn",
+    "mobilenet_v2",
+    "efficientnet_b0",
+)
 
 #: Name → network.
 NETWORKS: dict[str, NetworkSpec] = {

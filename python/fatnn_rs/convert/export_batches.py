@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.capture import SizeRange, copies
+from fatnn_rs.convert.structure import same_values
 
 __all__ = [
     "BOUND",
@@ -114,23 +115,30 @@ def smallest_batch(
         except Exception:  # what the graph does may fit no other batch
             return batch + 1
         # Export drops calls whose results are not used.
-        if any(got[name] not in (inputs, []) for name, inputs in wanted.items()):
+        if any(
+            got[name] and same_values(got[name], inputs, _ROUNDING)
+            for name, inputs in wanted.items()
+        ):
             return batch + 1
     return 0
 
 
+#: Differences of at most this fraction of the largest value count as rounding: torch's attention
+#: may round differently in the exported graph.
+_ROUNDING = 1e-4
+
+
 def _layer_inputs(
     run: nn.Module, layers: Mapping[str, nn.Module], arguments: tuple[Any, ...]
-) -> dict[str, list[tuple[torch.Size, int]]]:
-    """Return the shape and a hash of the first tensor that each call of each layer gets."""
-    seen: dict[str, list[tuple[torch.Size, int]]] = {name: [] for name in layers}
+) -> dict[str, list[Tensor]]:
+    """Return a copy of the first tensor that each call of each layer gets."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def hook(name: str) -> Callable[..., None]:
         def see(module: nn.Module, args: Any, kwargs: Any) -> None:
             leaves = pytree.tree_leaves((args, kwargs))
             x = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
-            data = x.detach().reshape(-1).view(torch.uint8)
-            seen[name].append((x.shape, hash(data.numpy().tobytes())))
+            seen[name].append(x.detach().clone())
 
         return see
 
