@@ -388,7 +388,8 @@ impl Rectangle {
                 kernel.pack_input(&pixels, slab, row + left, height * width);
                 kernel.pack_zeros(zero_is_level, width - right, slab, row + right, height * width);
             }
-            kernel.finish(slab);
+            let channels = input.layout.group_channels() - unit * CHANNELS;
+            kernel.finish(slab, channels.min(CHANNELS));
         }
     }
 }

@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::epilogue::{Dequantize, Requantize, Residual};
 use crate::error::Result;
-use crate::kernels::{BLOCK, MAX_COLUMNS, MAX_MR, TileAcc, TileEpilogue, TileRows, TiledKernel, Tiles};
+use crate::kernels::{
+    BLOCK, MAX_COLUMNS, MAX_MR, TileAcc, TileEpilogue, TileRows, TiledKernel, Tiles,
+};
 use crate::pack::PackedWeights;
 use crate::{memory, parallel};
 
@@ -305,7 +307,14 @@ pub(crate) fn run<S: Sink>(
                     for first in (0..panels).step_by(wide) {
                         for panel in first..panels.min(first + wide) {
                             let acc = &mut acc[(panel - first) * layout.nr..];
-                            accumulate(tiled, weights, tile_rows, [group, panel], (acc, pitch), low);
+                            accumulate(
+                                tiled,
+                                weights,
+                                tile_rows,
+                                [group, panel],
+                                (acc, pitch),
+                                low,
+                            );
                         }
                         let tile = tile_of(weights, [group, first], (acc, pitch), block_rows);
                         write(0, &tile, block);

@@ -6,6 +6,7 @@
 
 use super::cost;
 use super::kernel::{Family, Inner, Kernel, OperandTypes, Operands, UNIT_CHANNELS};
+use super::popcount::merges_taps;
 use super::registry::{available, available_for, usable};
 use crate::codec::{Act, WeightKind};
 use crate::cpu::{self, Isa};
@@ -84,10 +85,26 @@ fn choose_for_codes(
     shape: LayerShape,
     operands: Operands,
 ) -> &'static dyn Kernel {
-    let dot = || dot_for_short_taps(kernels, shape);
+    let few = || merged_taps(kernels, shape).or_else(|| dot_for_short_taps(kernels, shape));
     let predicted =
         || if cpu::is_zen4() { predicted_fastest(kernels, shape, operands) } else { None };
-    dot().or_else(predicted).unwrap_or_else(|| choose_by_rules(kernels, shape, operands))
+    few().or_else(predicted).unwrap_or_else(|| choose_by_rules(kernels, shape, operands))
+}
+
+/// Most input channels of a tap for which two taps share a word.
+const MAX_MERGED_CHANNELS: usize = 32;
+
+/// The kernel that merges taps of few channels, if windows have at least nine. Not if a matrix unit
+/// runs the layer.
+fn merged_taps(kernels: &[&'static dyn Kernel], shape: LayerShape) -> Option<&'static dyn Kernel> {
+    let LayerShape::Conv { out_channels, reduction, taps } = shape else { return None };
+    let matrix = kernels.iter().any(|kernel| kernel.layout().family == Family::Matrix);
+    let few = taps >= 9 && reduction <= MAX_MERGED_CHANNELS * taps;
+    kernels
+        .iter()
+        .copied()
+        .find(|kernel| merges_taps(*kernel))
+        .filter(|_| few && !(matrix && out_channels >= MIN_MATRIX_CHANNELS))
 }
 
 /// Most input channels of a tap for which dot products beat popcount, which pads them to 64.
@@ -137,9 +154,11 @@ fn predicted_fastest(
         _ => return None,
     }
     let mut best: Option<(f64, &'static dyn Kernel)> = None;
-    // Rules have already decided against dot products, which have no measured cost.
+    // Rules have already decided against kernels for taps of few channels, which have no measured
+    // cost.
     let candidate = |kernel: &&&'static dyn Kernel| {
-        kernel.isa() != Isa::Scalar && kernel.layout().family != Family::Dot
+        let no_row = kernel.layout().family == Family::Dot || merges_taps(**kernel);
+        kernel.isa() != Isa::Scalar && !no_row
     };
     for &kernel in kernels.iter().filter(candidate) {
         let time = cost::predicted_time(kernel, shape, operands)?;
@@ -264,22 +283,27 @@ mod tests {
     }
 
     #[test]
-    fn dot_products_run_taps_of_few_channels() {
+    fn taps_of_few_channels_have_kernels_of_their_own() {
         let ternary = Operands { act: Act::Half, weights: WeightKind::Ternary };
         let kernels: Vec<_> = detected_for(ternary)
             .into_iter()
             .filter(|kernel| kernel.layout().family != Family::Matrix)
             .collect();
         let exists = kernels.iter().any(|kernel| kernel.layout().family == Family::Dot);
-        let dot = |[out_channels, channels, taps]: [usize; 3]| {
+        let merges = kernels.iter().any(|kernel| merges_taps(*kernel));
+        let chosen = |[out_channels, channels, taps]: [usize; 3]| {
             let shape = LayerShape::Conv { out_channels, reduction: channels * taps, taps };
-            choose_for_codes(&kernels, shape, ternary).layout().family == Family::Dot
+            let kernel = choose_for_codes(&kernels, shape, ternary);
+            (kernel.layout().family == Family::Dot, merges_taps(kernel))
         };
-        for shape in [[96, 16, 1], [144, 24, 1], [16, 16, 9], [32, 3, 25], [8, 1, 9]] {
-            assert_eq!(dot(shape), exists, "{shape:?}");
+        for shape in [[96, 16, 1], [144, 24, 1], [16, 24, 4]] {
+            assert_eq!(chosen(shape), (exists, false), "{shape:?}");
         }
-        for shape in [[64, 16, 9], [192, 32, 1], [16, 64, 1], [64, 64, 9]] {
-            assert!(!dot(shape), "{shape:?}");
+        for shape in [[16, 16, 9], [32, 3, 25], [8, 1, 9], [64, 16, 9], [32, 32, 9]] {
+            assert_eq!(chosen(shape).1, merges, "{shape:?}");
+        }
+        for shape in [[192, 32, 1], [16, 64, 1], [64, 64, 9], [64, 33, 9]] {
+            assert_eq!(chosen(shape), (false, false), "{shape:?}");
         }
     }
 

@@ -36,6 +36,7 @@
 //! | --- | --- | --- |
 //! | `x86_64-matrix-amx` | 64×16 | `tdpbssd`: 16384 products in 16 cycles |
 //! | `x86_64-popcount-avx512` | 4×16 | 5 for 512 products (binary: 2.5): `vpternlogq`, `vpopcntq` |
+//! | `x86_64-popcount-avx512-taps` | 4×16 | the same, on words with up to three taps |
 //! | `x86_64-popcount-avx2` | 2×16 | 11.5 for 256 products (binary: 6.5): full adders, `vpshufb` |
 //! | `aarch64-popcount-neon` | 4×16 | 6 for 128 products: `bsl`, `cnt` |
 //! | `x86_64-table-avx512` | 8×64 | 9 for 768 products: `vpshufb` |

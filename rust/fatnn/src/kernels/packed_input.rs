@@ -102,9 +102,9 @@ pub trait PackedInputKernel: private::Sealed {
         first: usize,
         positions: usize,
     );
-    /// Called once per slab, after all of its positions were written.
-    fn finish(&self, slab: &mut [u8]) {
-        let _ = slab;
+    /// Called once per slab, after all of its positions were written. `channels` of the unit exist.
+    fn finish(&self, slab: &mut [u8], channels: usize) {
+        let _ = (slab, channels);
     }
     /// Multiplies all positions of `input` by one panel of weights, and passes blocks of
     /// accumulators to `emit` in the order of their positions.

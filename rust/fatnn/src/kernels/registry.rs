@@ -30,6 +30,8 @@ const KERNELS: &[KernelCtor] = &[
     table::avx2::pixels,
     #[cfg(target_arch = "x86_64")]
     super::dot::avx512::make,
+    #[cfg(target_arch = "x86_64")]
+    popcount::taps::make,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     popcount::neon::make,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]

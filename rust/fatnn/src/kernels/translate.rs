@@ -118,7 +118,8 @@ fn lookup_avx512<'a>(
             _mm512_extracti32x4_epi32::<3>(packed),
         ];
         for (v, (value, code)) in values.iter().zip(codes).enumerate() {
-            let result = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(code)), step, zero);
+            let result =
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(code)), step, zero);
             // NaN stays.
             let ordered = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(*value, *value);
             // SAFETY: as above.
@@ -140,7 +141,8 @@ mod tests {
         {
             let quantizer = Int8Quantizer::new(0.1, low, high).unwrap();
             let rounds = Int8Quantizer::new(0.037, out_low, out_high).unwrap();
-            let table: Vec<f32> = (low..=high).map(|code| (code as f32 * 0.7).sin() * 4.0).collect();
+            let table: Vec<f32> =
+                (low..=high).map(|code| (code as f32 * 0.7).sin() * 4.0).collect();
             let lookup = Lookup::new(quantizer, &table).unwrap().then(Scalar::FakeQuantize(rounds));
             let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 0.05, -0.15, 1e30];
             let x: Vec<f32> = (0..330)

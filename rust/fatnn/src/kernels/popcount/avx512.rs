@@ -35,7 +35,7 @@ use crate::kernels::tiled::{TiledKernel, Tiles};
 const MR: usize = 4;
 /// Vectors of eight channels in a panel.
 const NV: usize = 2;
-const NR: usize = NV * 8;
+pub(super) const NR: usize = NV * 8;
 /// Bytes between use and prefetch of weights for a single row.
 const PREFETCH_BYTES: usize = 16 * chunk_bytes(true);
 
@@ -45,12 +45,12 @@ const fn vector_bytes(masked: bool) -> usize {
 }
 
 /// Bytes of a panel's weights per chunk.
-const fn chunk_bytes(masked: bool) -> usize {
+pub(super) const fn chunk_bytes(masked: bool) -> usize {
     NV * vector_bytes(masked)
 }
 
 /// Layout of the packed weights.
-const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: 8 };
+pub(super) const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: 8 };
 /// The epilogue for tiles of `NR` columns.
 const EPILOGUE: &dyn TileEpilogue = {
     // SAFETY: only the kernel uses it, and the kernel only exists if `make` detected the features.
@@ -59,11 +59,9 @@ const EPILOGUE: &dyn TileEpilogue = {
 /// Panels that share [`WIDE_EPILOGUE`].
 const WIDE: usize = 4;
 /// The epilogue for `WIDE` panels. Its rows end in one store of 64 codes.
-const WIDE_EPILOGUE: &dyn TileEpilogue = {
+pub(super) const WIDE_EPILOGUE: &dyn TileEpilogue = {
     // SAFETY: as above.
-    const {
-        &unsafe { Epilogue::<isa::avx512::Avx512, { WIDE * NR }, { part_width(WIDE * NR) }>::new() }
-    }
+    const { &unsafe { Epilogue::<isa::avx512::Avx512, { WIDE * NR }, { part_width(WIDE * NR) }>::new() } }
 };
 
 #[derive(Debug)]
@@ -196,7 +194,7 @@ fn run<const ROWS: usize, const PLANES: usize, const MASKED: bool>(
 /// for `chunk_bytes(MASKED)` bytes at `i * chunk_bytes(MASKED)`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
 #[inline]
-unsafe fn tile<const R: usize, const PLANES: usize, const MASKED: bool>(
+pub(super) unsafe fn tile<const R: usize, const PLANES: usize, const MASKED: bool>(
     rows: [*const u8; R],
     offsets: &[usize],
     weights: *const u8,
@@ -480,7 +478,7 @@ fn prefetch_ahead(weights: *const u8) {
 /// counts.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn store(acc: &mut [i32], constants: __m512i, counts: [__m512i; NV]) {
+pub(super) fn store(acc: &mut [i32], constants: __m512i, counts: [__m512i; NV]) {
     // One shuffle in order; two narrowing moves would take four instructions.
     let low_halves = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     let counts = _mm512_permutex2var_epi32(counts[0], low_halves, counts[1]);

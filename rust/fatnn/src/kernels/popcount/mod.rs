@@ -78,8 +78,10 @@ pub(crate) mod avx512;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 pub(crate) mod neon;
 pub(crate) mod scalar;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod taps;
 
-use super::kernel::{Inner, Layout, OperandTypes};
+use super::kernel::{Family, Inner, Kernel, Layout, OperandTypes};
 use super::panels::PanelWeights;
 use super::tiled::{TiledKernel, Tiles};
 use crate::codec::{Act, WeightKind};
@@ -88,6 +90,14 @@ use crate::codec::{Act, WeightKind};
 pub(crate) const UNIT_CHANNELS: usize = 64;
 /// Bytes of a unit: two bit planes of 64 bits.
 pub(crate) const UNIT_BYTES: usize = 16;
+
+/// Layout of the weights of the kernel that merges taps (`taps.rs`).
+const TAPS_LAYOUT: Layout = Layout { family: Family::Popcount, nr: 64, lanes: 8 };
+
+/// Whether a kernel merges taps of few channels.
+pub(super) fn merges_taps(kernel: &dyn Kernel) -> bool {
+    kernel.layout() == TAPS_LAYOUT
+}
 
 /// What an inner loop counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

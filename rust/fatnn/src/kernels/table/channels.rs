@@ -286,7 +286,7 @@ macro_rules! channels_kernel {
                 crate::kernels::table::pack_zeros(zero_level, count, slab, first);
             }
 
-            fn finish(&self, slab: &mut [u8]) {
+            fn finish(&self, slab: &mut [u8], _: usize) {
                 #[target_feature(enable = $inner)]
                 fn finish<const UINT2: bool>(slab: &mut [u8]) {
                     crate::kernels::table::channels::finish::<UINT2>(slab);
