@@ -5,7 +5,8 @@
 //! of 64 channels. Rows are split among threads. Within a block of [`BLOCK`] rows, the outer loop
 //! runs over panels of weights. A panel then stays in the first-level cache while the block's
 //! activations pass by. The epilogue follows each panel directly, or a few panels side by side,
-//! while the accumulators are in cache. Two-bit weights have two panels, whose accumulators are added before the epilogue.
+//! while the accumulators are in cache. Two-bit weights have two panels, whose accumulators are
+//! added before the epilogue.
 //!
 //! If one block holds all rows, the panels are split instead. Few rows per thread would mean
 //! that every thread reads all weights, and a single row would only keep one thread busy.

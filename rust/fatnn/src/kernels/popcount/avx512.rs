@@ -56,12 +56,13 @@ const EPILOGUE: &dyn TileEpilogue = {
     // SAFETY: only the kernel uses it, and the kernel only exists if `make` detected the features.
     const { &unsafe { Epilogue::<isa::avx512::Avx512, NR, { part_width(NR) }>::new() } }
 };
-/// Panels that share [`WIDE_EPILOGUE`].
+/// Panels that share [`WIDE_EPILOGUE`], and their columns.
 const WIDE: usize = 4;
+const WIDE_NR: usize = WIDE * NR;
 /// The epilogue for `WIDE` panels. Its rows end in one store of 64 codes.
 pub(super) const WIDE_EPILOGUE: &dyn TileEpilogue = {
     // SAFETY: as above.
-    const { &unsafe { Epilogue::<isa::avx512::Avx512, { WIDE * NR }, { part_width(WIDE * NR) }>::new() } }
+    const { &unsafe { Epilogue::<isa::avx512::Avx512, WIDE_NR, { part_width(WIDE_NR) }>::new() } }
 };
 
 #[derive(Debug)]
