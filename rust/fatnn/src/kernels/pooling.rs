@@ -32,28 +32,28 @@ pub(crate) struct Pooling(Level);
 impl Pooling {
     /// The largest value per channel. NaN counts as the largest.
     pub fn max(self, x: &[f32], taps: &Taps, out: &mut [f32]) {
-        struct Max<'a>(&'a [f32], &'a Taps, &'a mut [f32]);
-        impl VectorLoop for Max<'_> {
+        struct MaxLoop<'a>(&'a [f32], &'a Taps, &'a mut [f32]);
+        impl VectorLoop for MaxLoop<'_> {
             type Output = ();
             #[inline(always)]
             fn run<S: Simd>(self, _: S) {
-                max_pixel(self.0, self.1, self.2);
+                pool::<Max>(self.0, self.1, self.2);
             }
         }
-        self.0.run(Max(x, taps, out));
+        self.0.run(MaxLoop(x, taps, out));
     }
 
     /// The sum per channel, added up row by row.
     pub fn sum(self, x: &[f32], taps: &Taps, out: &mut [f32]) {
-        struct Sum<'a>(&'a [f32], &'a Taps, &'a mut [f32]);
-        impl VectorLoop for Sum<'_> {
+        struct SumLoop<'a>(&'a [f32], &'a Taps, &'a mut [f32]);
+        impl VectorLoop for SumLoop<'_> {
             type Output = ();
             #[inline(always)]
             fn run<S: Simd>(self, _: S) {
-                sum_pixel(self.0, self.1, self.2);
+                pool::<Sum>(self.0, self.1, self.2);
             }
         }
-        self.0.run(Sum(x, taps, out));
+        self.0.run(SumLoop(x, taps, out));
     }
 }
 
@@ -71,67 +71,89 @@ const BLOCK: usize = 64;
 /// Channels in a vector.
 const VECTOR: usize = 16;
 
+/// How the values of a window become one, for `N` channels.
+trait Reduce {
+    /// `x` begins at the first channel of the first tap.
+    fn block<const N: usize>(x: &[f32], taps: &Taps, out: &mut [f32; N]);
+}
+
 #[inline(always)]
-fn pool(
-    x: &[f32],
-    taps: &Taps,
-    out: &mut [f32],
-    start: Option<f32>,
-    merge: impl Fn(f32, f32) -> f32 + Copy,
-) {
+fn pool<R: Reduce>(x: &[f32], taps: &Taps, out: &mut [f32]) {
     let channels = out.len();
     // One bounds check here, so that the compiler drops those of the loops.
     let x = &x[taps.first..taps.last() + channels];
     let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
     for (i, out) in blocks.iter_mut().enumerate() {
-        pool_block(&x[i * BLOCK..], taps, out, start, merge);
+        R::block(&x[i * BLOCK..], taps, out);
     }
     let done = channels - rest.len();
     let (vectors, rest) = rest.as_chunks_mut::<VECTOR>();
     for (i, out) in vectors.iter_mut().enumerate() {
-        pool_block(&x[done + i * VECTOR..], taps, out, start, merge);
+        R::block(&x[done + i * VECTOR..], taps, out);
     }
     let done = channels - rest.len();
     for (i, out) in rest.iter_mut().enumerate() {
-        pool_block(&x[done + i..], taps, std::array::from_mut(out), start, merge);
+        R::block(&x[done + i..], taps, std::array::from_mut(out));
     }
 }
 
+/// Visits the values of `N` channels of every tap, row by row.
 #[inline(always)]
-fn pool_block<const N: usize>(
-    x: &[f32],
-    taps: &Taps,
-    out: &mut [f32; N],
-    start: Option<f32>,
-    merge: impl Fn(f32, f32) -> f32,
-) {
-    // Without a start value, begin with the first tap. The loop then merges it with itself.
-    let mut acc = [start.unwrap_or(0.0); N];
-    if start.is_none() {
-        acc.copy_from_slice(&x[..N]);
-    }
+fn each_tap<const N: usize>(x: &[f32], taps: &Taps, mut visit: impl FnMut(&[f32])) {
     for row in 0..taps.rows {
         for column in 0..taps.columns {
-            let x = &x[row * taps.row_stride + column * taps.column_stride..][..N];
-            for j in 0..N {
-                acc[j] = merge(acc[j], x[j]);
-            }
+            visit(&x[row * taps.row_stride + column * taps.column_stride..][..N]);
         }
     }
-    *out = acc;
 }
 
-#[inline(always)]
-fn max_pixel(x: &[f32], taps: &Taps, out: &mut [f32]) {
-    pool(x, taps, out, None, |max, x| {
-        let larger = if x > max { x } else { max };
-        if x.is_nan() { x } else { larger }
-    });
+/// The largest value; NaN if there is one.
+struct Max;
+
+impl Reduce for Max {
+    #[inline(always)]
+    fn block<const N: usize>(x: &[f32], taps: &Taps, out: &mut [f32; N]) {
+        // Begin with the first tap, which is then compared with itself.
+        let mut max = [0.0; N];
+        max.copy_from_slice(&x[..N]);
+        // The bits of the largest magnitude are above those of infinity if there is a NaN. Two
+        // integer instructions cost less than a comparison and a choice for every value.
+        let mut magnitude = [0u32; N];
+        each_tap::<N>(x, taps, |x| {
+            for j in 0..N {
+                max[j] = if x[j] > max[j] { x[j] } else { max[j] };
+                magnitude[j] = magnitude[j].max(x[j].to_bits() & (u32::MAX >> 1));
+            }
+        });
+        let mut largest = 0;
+        for magnitude in magnitude {
+            largest = magnitude.max(largest);
+        }
+        if largest > f32::INFINITY.to_bits() {
+            each_tap::<N>(x, taps, |x| {
+                for j in 0..N {
+                    max[j] = if x[j].is_nan() { x[j] } else { max[j] };
+                }
+            });
+        }
+        *out = max;
+    }
 }
 
-#[inline(always)]
-fn sum_pixel(x: &[f32], taps: &Taps, out: &mut [f32]) {
-    pool(x, taps, out, Some(0.0), |sum, x| sum + x);
+/// The sum, added up row by row.
+struct Sum;
+
+impl Reduce for Sum {
+    #[inline(always)]
+    fn block<const N: usize>(x: &[f32], taps: &Taps, out: &mut [f32; N]) {
+        let mut sum = [0.0; N];
+        each_tap::<N>(x, taps, |x| {
+            for j in 0..N {
+                sum[j] += x[j];
+            }
+        });
+        *out = sum;
+    }
 }
 
 #[cfg(test)]
