@@ -117,6 +117,41 @@ fn all_pairs_of_codes_at_all_positions() {
 }
 
 #[test]
+fn taps_of_few_channels() {
+    let kernels = kernels::detected_for(HALF);
+    let mut cases = Vec::new();
+    for channels in [1, 9, 21, 22, 32, 33, 64, 85] {
+        for kernel in [[3, 3], [2, 4], [1, 5], [4, 1]] {
+            for stride in [[1, 1], [2, 1], [3, 2], [1, 3]] {
+                // Slabs of a few positions, and of more than a block.
+                for input in [kernel.map(|size| size + 1), [4, 40]] {
+                    cases.push(Case {
+                        kernel,
+                        stride,
+                        input,
+                        padding: [cases.len() % 2; 2],
+                        dilation: [1, 1 + cases.len() % 5 / 4],
+                        operands: operands(cases.len()),
+                        ..Case::product(0, channels, 31, HALF)
+                    });
+                }
+            }
+        }
+    }
+    cases.retain(|case| {
+        let reach = (case.kernel[1] - 1) * case.dilation[1] + 1;
+        case.input[1] + 2 * case.padding[1] >= reach && case.input[0] >= case.kernel[0]
+    });
+    // In this one, a tap in the next slab is at the address after a slab's last position.
+    let last =
+        Case { kernel: [2, 4], stride: [3, 2], input: [2, 5], ..Case::product(0, 9, 31, FULL) };
+    cases.push(last);
+    for (i, case) in cases.iter().enumerate() {
+        check(&kernels, case, i as u64 + 1);
+    }
+}
+
+#[test]
 fn strided_padded_and_dilated_windows() {
     let kernels = kernels::detected_for(HALF);
     let plain =

@@ -227,9 +227,9 @@ struct Merged {
 }
 
 impl Merged {
-    /// Merges at most `taps` chunks each. With stride 2, the first and the third tap of a row are
-    /// neighbours.
-    fn new(offsets: &[usize], taps: usize) -> Self {
+    /// Merges at most `taps` chunks each, of one slab of `slab` bytes. With stride 2, the first and
+    /// the third tap of a row are neighbours.
+    fn new(offsets: &[usize], taps: usize, slab: usize) -> Self {
         let mut merged =
             Merged { offsets: [0; MAX_CHUNKS], chunks: [([0; 3], 0); MAX_CHUNKS], count: 0 };
         let mut taken = [false; MAX_CHUNKS];
@@ -242,7 +242,10 @@ impl Merged {
             while *count < taps {
                 let neighbour = offset + *count * UNIT_BYTES;
                 let found = (at + 1..offsets.len()).find(|&i| offsets[i] == neighbour && !taken[i]);
-                let Some(found) = found else { break };
+                // The last words of a slab do not have those of the next slab.
+                let Some(found) = found.filter(|_| offset / slab == neighbour / slab) else {
+                    break;
+                };
                 (chunks[*count], taken[found], *count) = (found, true, *count + 1);
             }
             merged.offsets[merged.count] = offset;
@@ -283,7 +286,8 @@ fn run<const PLANES: usize>(
     let (subs, trailer) = panel.bytes().split_at(panel.bytes().len() - TRAILER);
     let channels = u64::from_le_bytes(trailer[..8].try_into().expect("8 bytes")) as usize;
     let (taps, bits) = if chunks <= MAX_CHUNKS { merged_taps(channels) } else { (1, 64) };
-    let merged = (taps > 1).then(|| Merged::new(offsets, taps));
+    let slab = input.slab_positions() * UNIT_BYTES;
+    let merged = (taps > 1).then(|| Merged::new(offsets, taps, slab));
     let words = merged.as_ref().map_or(0, |merged| merged.count * chunk_bytes(true));
     let used = panel.channels().div_ceil(SUB);
     let lines = CacheLine::bounded(scratch, BLOCK * NR * size_of::<i32>() + SUBS * words);
