@@ -361,13 +361,8 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write figures to this file; '-': print them.")
     ] = None,
-    ends: Annotated[
-        str,
-        typer.Option(help="First and last layer: float, int8 or ternary; comma-separated."),
-    ] = "float",
-    values: Annotated[
-        str, typer.Option(help="Values between layers: float32 or int8; comma-separated.")
-    ] = "float32",
+    ends: Annotated[str, typer.Option(help="First and last layers: float,int8,ternary.")] = "float",
+    values: Annotated[str, typer.Option(help="Values between layers: float32,int8.")] = "float32",
     results: Annotated[
         Path | None, typer.Option(help="Write figures to RESULTS/<cpu>/<date>-networks.json.")
     ] = None,

@@ -24,7 +24,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{PopcountMode, TERNARY, TiledLoop, inner};
+use super::avx512_bits::{BitsLoop, count_masked, count_signs};
+use super::{TERNARY, TiledLoop, inner};
 use crate::cpu::{Features, Isa};
 use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
 use crate::kernels::isa;
@@ -32,15 +33,15 @@ use crate::kernels::kernel::prefetch;
 use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, private};
 use crate::kernels::tiled::{TiledKernel, Tiles};
 
-const MR: usize = 4;
+pub(super) const MR: usize = 4;
 /// Vectors of eight channels in a panel.
-const NV: usize = 2;
+pub(super) const NV: usize = 2;
 pub(super) const NR: usize = NV * 8;
 /// Bytes between use and prefetch of weights for a single row.
 const PREFETCH_BYTES: usize = 16 * chunk_bytes(true);
 
 /// Bytes of a vector's weights: the signs and, if `masked`, the mask of zeros.
-const fn vector_bytes(masked: bool) -> usize {
+pub(super) const fn vector_bytes(masked: bool) -> usize {
     if masked { 128 } else { 64 }
 }
 
@@ -52,12 +53,12 @@ pub(super) const fn chunk_bytes(masked: bool) -> usize {
 /// Layout of the packed weights.
 pub(super) const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: 8 };
 /// The epilogue for tiles of `NR` columns.
-const EPILOGUE: &dyn TileEpilogue = {
+pub(super) const EPILOGUE: &dyn TileEpilogue = {
     // SAFETY: only the kernel uses it, and the kernel only exists if `make` detected the features.
     const { &unsafe { Epilogue::<isa::avx512::Avx512, NR, { part_width(NR) }>::new() } }
 };
 /// Panels that share [`WIDE_EPILOGUE`], and their columns.
-const WIDE: usize = 4;
+pub(super) const WIDE: usize = 4;
 const WIDE_NR: usize = WIDE * NR;
 /// The epilogue for `WIDE` panels. Its rows end in one store of 64 codes.
 pub(super) const WIDE_EPILOGUE: &dyn TileEpilogue = {
@@ -120,50 +121,10 @@ impl TiledKernel for Avx512 {
     }
 }
 
-/// The inner loop for activations of `PLANES` bit planes.
-struct BitsLoop<const PLANES: usize, const MASKED: bool>;
-
-impl<const PLANES: usize, const MASKED: bool> private::Sealed for BitsLoop<PLANES, MASKED> {}
-
-impl<const PLANES: usize, const MASKED: bool> TiledKernel for BitsLoop<PLANES, MASKED> {
-    fn mr(&self) -> usize {
-        // With four rows, the adders and counters of both bit planes would fill all registers.
-        if PLANES == 2 && !MASKED { MR / 2 } else { MR }
-    }
-
-    fn layout(&self) -> Layout {
-        LAYOUT
-    }
-
-    fn epilogue(&self) -> &'static dyn TileEpilogue {
-        EPILOGUE
-    }
-
-    fn wide_epilogue(&self) -> Option<(usize, &'static dyn TileEpilogue)> {
-        Some((WIDE, WIDE_EPILOGUE))
-    }
-
-    fn mode(&self) -> PopcountMode {
-        PopcountMode::Bits { masked: MASKED }
-    }
-
-    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: this inner loop belongs to `Avx512`, which only exists if `make` detected the
-        // features.
-        unsafe {
-            if PLANES == 2 && !MASKED {
-                run::<{ MR / 2 }, PLANES, MASKED>(tiles, acc);
-            } else {
-                run::<MR, PLANES, MASKED>(tiles, acc);
-            }
-        }
-    }
-}
-
 /// Computes all tiles of `ROWS` rows: of ternary codes, or of `PLANES` bit planes. 64-bit counters
 /// hold any number of chunks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
-fn run<const ROWS: usize, const PLANES: usize, const MASKED: bool>(
+pub(super) fn run<const ROWS: usize, const PLANES: usize, const MASKED: bool>(
     tiles: &Tiles<'_>,
     acc: &mut [i32],
 ) {
@@ -214,12 +175,6 @@ pub(super) unsafe fn tile<const R: usize, const PLANES: usize, const MASKED: boo
 const XOR_OR: i32 = 0x1E;
 /// `a ≠ b ? a : c`.
 const CARRY: i32 = 0xB2;
-/// `(a ⊕ b) ∧ ¬c`.
-const XOR_ANDNOT: i32 = 0x14;
-/// `a ⊕ b ⊕ c`.
-const XOR: i32 = 0x96;
-/// `a ? ¬b : c`.
-const CARRY_OF_TWO: i32 = 0x3A;
 
 /// Loads the vectors of a chunk that are `at` bytes into each vector's weights: the signs, or the
 /// masks.
@@ -229,7 +184,7 @@ const CARRY_OF_TWO: i32 = 0x3A;
 /// `at` on.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn vectors(weights: *const u8, at: usize, vector_bytes: usize) -> [__m512i; NV] {
+pub(super) unsafe fn vectors(weights: *const u8, at: usize, vector_bytes: usize) -> [__m512i; NV] {
     let mut vectors = [_mm512_setzero_si512(); NV];
     for (v, vector) in vectors.iter_mut().enumerate() {
         // SAFETY: the caller promises readable weights.
@@ -244,7 +199,7 @@ unsafe fn vectors(weights: *const u8, at: usize, vector_bytes: usize) -> [__m512
 /// At `at`, 16 bytes must be readable.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn plane(at: *const u8, i: usize) -> __m512i {
+pub(super) unsafe fn plane(at: *const u8, i: usize) -> __m512i {
     // SAFETY: the caller promises 16 readable bytes.
     _mm512_set1_epi64(unsafe { at.cast::<i64>().add(i).read_unaligned() })
 }
@@ -321,135 +276,10 @@ unsafe fn count<const R: usize>(
     twos
 }
 
-/// `Σ (x·w + max·[w = -1])` for weights that may be zero, where `max` is the highest level: 1 or 3.
-///
-/// # Safety
-/// As [`tile`].
-#[target_feature(enable = "avx512f,avx512vpopcntdq")]
-#[inline]
-unsafe fn count_masked<const R: usize, const PLANES: usize>(
-    rows: [*const u8; R],
-    offsets: &[usize],
-    mut weights: *const u8,
-) -> [[__m512i; NV]; R] {
-    let mut counts = [[[_mm512_setzero_si512(); NV]; R]; PLANES];
-    for &offset in offsets {
-        if R == 1 {
-            prefetch_ahead(weights);
-        }
-        // SAFETY: the caller promises readable weights.
-        let (s, k) = unsafe {
-            (vectors(weights, 0, vector_bytes(true)), vectors(weights, 64, vector_bytes(true)))
-        };
-        // As in `count`, a row's bits are counted after the logic of the next row.
-        let mut pending = [[_mm512_setzero_si512(); NV]; PLANES];
-        for r in 0..R {
-            let mut next = [s; PLANES];
-            for (i, next) in next.iter_mut().enumerate() {
-                // A single bit plane is the second one of ternary codes.
-                // SAFETY: the caller promises readable rows.
-                let b = unsafe { plane(rows[r].add(offset), i + 2 - PLANES) };
-                for v in 0..NV {
-                    next[v] = _mm512_ternarylogic_epi64::<XOR_ANDNOT>(b, next[v], k[v]);
-                }
-            }
-            if r > 0 {
-                for (counts, pending) in counts.iter_mut().zip(pending) {
-                    add_counts(&mut counts[r - 1], pending);
-                }
-            }
-            pending = next;
-        }
-        for (counts, pending) in counts.iter_mut().zip(pending) {
-            add_counts(&mut counts[R - 1], pending);
-        }
-        weights = weights.wrapping_add(chunk_bytes(true));
-    }
-    weighted(counts)
-}
-
-/// `Σ (x·w + max·[w = -1])` for weights without zeros, two chunks at a time.
-///
-/// # Safety
-/// As [`tile`].
-#[target_feature(enable = "avx512f,avx512vpopcntdq")]
-#[inline]
-unsafe fn count_signs<const R: usize, const PLANES: usize>(
-    rows: [*const u8; R],
-    offsets: &[usize],
-    mut weights: *const u8,
-) -> [[__m512i; NV]; R] {
-    let mut ones = [[[_mm512_setzero_si512(); NV]; R]; PLANES];
-    let mut twos = [[[_mm512_setzero_si512(); NV]; R]; PLANES];
-    let (pairs, rest) = offsets.as_chunks::<2>();
-    for offsets in pairs {
-        if R == 1 {
-            prefetch_ahead(weights);
-        }
-        // SAFETY: the caller promises readable weights.
-        let (s, t) = unsafe {
-            let next = weights.add(chunk_bytes(false));
-            (vectors(weights, 0, vector_bytes(false)), vectors(next, 0, vector_bytes(false)))
-        };
-        for r in 0..R {
-            for i in 0..PLANES {
-                // SAFETY: the caller promises readable rows.
-                let [a, b] =
-                    offsets.map(|offset| unsafe { plane(rows[r].add(offset), i + 2 - PLANES) });
-                for v in 0..NV {
-                    let old = ones[i][r][v];
-                    let half = _mm512_ternarylogic_epi64::<XOR>(old, a, s[v]);
-                    ones[i][r][v] = _mm512_ternarylogic_epi64::<XOR>(half, b, t[v]);
-                    let carry = _mm512_ternarylogic_epi64::<CARRY_OF_TWO>(half, ones[i][r][v], old);
-                    twos[i][r][v] = _mm512_add_epi64(twos[i][r][v], _mm512_popcnt_epi64(carry));
-                }
-            }
-        }
-        weights = weights.wrapping_add(2 * chunk_bytes(false));
-    }
-    for i in 0..PLANES {
-        for r in 0..R {
-            // SAFETY: the caller promises readable rows and weights; after the pairs, at most one
-            // chunk is left.
-            let last = rest.first().map(|&offset| unsafe {
-                (
-                    plane(rows[r].add(offset), i + 2 - PLANES),
-                    vectors(weights, 0, vector_bytes(false)),
-                )
-            });
-            for v in 0..NV {
-                twos[i][r][v] = double_add(twos[i][r][v], _mm512_popcnt_epi64(ones[i][r][v]));
-                if let Some((b, s)) = last {
-                    let bits = _mm512_xor_si512(b, s[v]);
-                    twos[i][r][v] = _mm512_add_epi64(twos[i][r][v], _mm512_popcnt_epi64(bits));
-                }
-            }
-        }
-    }
-    weighted(twos)
-}
-
-/// Adds up the counts of bit planes, of weight one and two.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn weighted<const R: usize, const PLANES: usize>(
-    counts: [[[__m512i; NV]; R]; PLANES],
-) -> [[__m512i; NV]; R] {
-    let mut sums = counts[0];
-    for counts in &counts[1..] {
-        for r in 0..R {
-            for v in 0..NV {
-                sums[r][v] = double_add(counts[r][v], sums[r][v]);
-            }
-        }
-    }
-    sums
-}
-
 /// Adds the number of bits in each lane.
 #[target_feature(enable = "avx512f,avx512vpopcntdq")]
 #[inline]
-fn add_counts(counts: &mut [__m512i; NV], bits: [__m512i; NV]) {
+pub(super) fn add_counts(counts: &mut [__m512i; NV], bits: [__m512i; NV]) {
     let mut counted = bits;
     for counted in &mut counted {
         *counted = _mm512_popcnt_epi64(*counted);
@@ -462,14 +292,14 @@ fn add_counts(counts: &mut [__m512i; NV], bits: [__m512i; NV]) {
 /// `2·a + b`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn double_add(a: __m512i, b: __m512i) -> __m512i {
+pub(super) fn double_add(a: __m512i, b: __m512i) -> __m512i {
     _mm512_add_epi64(_mm512_add_epi64(a, a), b)
 }
 
 /// Prefetches the weights that are used `PREFETCH_BYTES` later: one chunk with masks, or two
 /// without.
 #[inline(always)]
-fn prefetch_ahead(weights: *const u8) {
+pub(super) fn prefetch_ahead(weights: *const u8) {
     for line in 0..chunk_bytes(true) / 64 {
         prefetch(weights.wrapping_add(PREFETCH_BYTES + line * 64));
     }
