@@ -3,9 +3,12 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+#[cfg(target_arch = "x86_64")]
 use crate::cpu::Features;
 use crate::error::Result;
-use crate::scalar::{Encoder, Lookup};
+#[cfg(target_arch = "x86_64")]
+use crate::scalar::Encoder;
+use crate::scalar::Lookup;
 
 /// Replaces each byte by its entry of the table, with the best instruction set that may be used.
 ///
@@ -80,6 +83,7 @@ pub(crate) fn lookup_in_vectors<'a>(lookup: &Lookup, x: &'a mut [f32]) -> Result
         // SAFETY: the CPU has VBMI, and so AVX-512 F and BW.
         return Ok(unsafe { lookup_avx512(encoder, bytes, rounds.step_and_zero(), x) });
     }
+    let _ = lookup;
     Ok(x)
 }
 
