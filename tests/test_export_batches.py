@@ -27,16 +27,20 @@ class _Branches(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("special", [0, 1, 2, 3])
-@pytest.mark.parametrize("example", [1, 2, 3])
-def test_no_batch_runs_another_batchs_branch(special: int, example: int) -> None:
+def _converted(special: int, example: int) -> tuple[nn.Module, Tensor, fatnn.TernaryNetwork]:
     torch.manual_seed(0)
     model = _Branches(special)
     x = torch.randn(example, 32)
     fatnn.prepare(model, fatnn.TernaryConfig(first="ternary", last="ternary"), example_inputs=x)
     model(x)
     model.eval()
-    net = fatnn.convert(model, x)
+    return model, x, fatnn.convert(model, x)
+
+
+@pytest.mark.parametrize("special", [0, 1, 2, 3])
+@pytest.mark.parametrize("example", [1, 2, 3])
+def test_no_batch_runs_another_batchs_branch(special: int, example: int) -> None:
+    model, x, net = _converted(special, example)
     taken = 0
     for batch in range(5):
         given = torch.randn(batch, 32)
@@ -52,13 +56,7 @@ def test_no_batch_runs_another_batchs_branch(special: int, example: int) -> None
 
 
 def test_a_branch_at_one_leaves_the_batches_from_two() -> None:
-    torch.manual_seed(0)
-    model = _Branches(1)
-    x = torch.randn(2, 32)
-    fatnn.prepare(model, fatnn.TernaryConfig(first="ternary", last="ternary"), example_inputs=x)
-    model(x)
-    model.eval()
-    net = fatnn.convert(model, x)
+    _, _, net = _converted(special=1, example=2)
     assert net(torch.randn(7, 32)).shape == (7, 3)
     with pytest.raises(fatnn.InputError):
         net(torch.randn(1, 32))

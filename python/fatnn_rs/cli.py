@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -382,7 +382,7 @@ def bench(
         against=everyone[against] if against in everyone else split_names(against),
         rounds=rounds,
         ends=split_names(ends),
-        values=cast(tuple[Literal["float32", "int8"], ...], split_names(values)),
+        values=split_names(values),
     )
     reports = command.main(options, Console(stderr=True))
     if json_file == Path("-"):

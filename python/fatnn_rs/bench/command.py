@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -58,7 +58,7 @@ class BenchOptions:
     against: Sequence[str] = tuple(PEERS)
     rounds: int = 25
     ends: Sequence[str] = ("float",)
-    values: Sequence[Literal["float32", "int8"]] = ("float32",)
+    values: Sequence[str] = ("float32",)
 
     def __post_init__(self) -> None:
         """Validate the options."""

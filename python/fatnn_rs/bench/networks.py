@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +202,7 @@ def convert_and_verify(
     built: FloatNetwork,
     config: fatnn_rs.TernaryConfig,
     float_layers: str,
-    values: Literal["float32", "int8"] = "float32",
+    values: str = "float32",
 ) -> tuple[TernaryNetwork, int]:
     """Prepare, convert and verify a copy of a float model; return it and the number of codes.
 
@@ -228,7 +227,7 @@ def build_and_convert(
     name: str,
     size: int | None = None,
     ends: str = "float",
-    values: Literal["float32", "int8"] = "float32",
+    values: str = "float32",
 ) -> BenchNetwork:
     """Build, prepare, convert and verify one of :data:`NETWORKS`.
 

@@ -360,6 +360,7 @@ impl Rectangle {
         let slabs = packed.chunks_exact_mut(slab_bytes).take(input.plan.phases.len() * units);
         for (i, slab) in slabs.enumerate() {
             let ([phase_y, phase_x], unit) = (input.plan.phases[i / units], i % units);
+            let channels = (input.layout.group_channels() - unit * CHANNELS).min(CHANNELS);
             // Column `c` of the slab is column `(x + c) · stride + phase` of the padded input.
             // Columns `left..right` lie inside the image, the others in the padding.
             let column = |c: usize| (self.corner[1] + c) * shape.stride[1] + phase_x;
@@ -377,19 +378,12 @@ impl Rectangle {
                 let codes = &input.codes
                     [first * pixel + group * input.layout.group_bytes() + unit * PLANES..];
                 kernel.pack_zeros(zero_is_level, left, slab, row, height * width);
-                let channels = input.layout.group_channels() - unit * CHANNELS;
-                let step = shape.stride[1] * pixel;
-                let pixels = Pixels {
-                    planes: codes,
-                    pitch: step,
-                    count: right - left,
-                    channels: channels.min(CHANNELS),
-                };
+                let pitch = shape.stride[1] * pixel;
+                let pixels = Pixels { planes: codes, pitch, count: right - left, channels };
                 kernel.pack_input(&pixels, slab, row + left, height * width);
                 kernel.pack_zeros(zero_is_level, width - right, slab, row + right, height * width);
             }
-            let channels = input.layout.group_channels() - unit * CHANNELS;
-            kernel.finish(slab, channels.min(CHANNELS));
+            kernel.finish(slab, channels);
         }
     }
 }

@@ -45,6 +45,18 @@ impl CacheLine {
         }
     }
 
+    /// All lines as int32: sixteen accumulators each.
+    pub(crate) fn sums_mut(lines: &mut [CacheLine]) -> &mut [i32] {
+        // SAFETY: a line is sixteen numbers without padding, more aligned than they need be; any
+        // bytes are a number, and any numbers are a line.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                lines.as_mut_ptr().cast(),
+                size_of_val(lines) / size_of::<i32>(),
+            )
+        }
+    }
+
     /// All lines as int64.
     pub(crate) fn integers(lines: &[CacheLine]) -> &[i64] {
         // SAFETY: a line is eight integers without padding, more aligned than they need be; any

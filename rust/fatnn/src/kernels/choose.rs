@@ -6,7 +6,7 @@
 
 use super::cost;
 use super::kernel::{Family, Inner, Kernel, OperandTypes, Operands, UNIT_CHANNELS};
-use super::popcount::merges_taps;
+use super::popcount::{MAX_MERGED_CHANNELS, merges_taps};
 use super::registry::{available, available_for, usable};
 use crate::codec::{Act, WeightKind};
 use crate::cpu::{self, Isa};
@@ -91,20 +91,13 @@ fn choose_for_codes(
     few().or_else(predicted).unwrap_or_else(|| choose_by_rules(kernels, shape, operands))
 }
 
-/// Most input channels of a tap for which two taps share a word.
-const MAX_MERGED_CHANNELS: usize = 32;
-
 /// The kernel that merges taps of few channels, if windows have at least nine. Not if a matrix unit
 /// runs the layer.
 fn merged_taps(kernels: &[&'static dyn Kernel], shape: LayerShape) -> Option<&'static dyn Kernel> {
     let LayerShape::Conv { out_channels, reduction, taps } = shape else { return None };
-    let matrix = kernels.iter().any(|kernel| kernel.layout().family == Family::Matrix);
     let few = taps >= 9 && reduction <= MAX_MERGED_CHANNELS * taps;
-    kernels
-        .iter()
-        .copied()
-        .find(|kernel| merges_taps(*kernel))
-        .filter(|_| few && !(matrix && out_channels >= MIN_MATRIX_CHANNELS))
+    let merging = kernels.iter().copied().find(|kernel| merges_taps(*kernel));
+    merging.filter(|_| few && matrix_unit(kernels, out_channels).is_none())
 }
 
 /// Most input channels of a tap for which dot products beat popcount, which pads them to 64.
@@ -118,7 +111,7 @@ fn dot_for_short_taps(
 ) -> Option<&'static dyn Kernel> {
     let LayerShape::Conv { out_channels, reduction, taps } = shape else { return None };
     let of = |family| kernels.iter().copied().find(|kernel| kernel.layout().family == family);
-    let matrix = out_channels >= MIN_MATRIX_CHANNELS && of(Family::Matrix).is_some();
+    let matrix = matrix_unit(kernels, out_channels).is_some();
     let table = of(Family::Table).filter(|table| fills_lanes(out_channels, *table));
     let few = reduction <= MAX_DOT_CHANNELS * taps;
     if few && !matrix && (taps == 1 || table.is_none()) { of(Family::Dot) } else { None }
@@ -126,6 +119,15 @@ fn dot_for_short_taps(
 
 /// Fewest output channels for which a matrix unit is the fastest.
 const MIN_MATRIX_CHANNELS: usize = 24;
+
+/// The kernel of a matrix unit, if there is one and the layer has enough output channels for it.
+fn matrix_unit(
+    kernels: &[&'static dyn Kernel],
+    out_channels: usize,
+) -> Option<&'static dyn Kernel> {
+    let matrix = kernels.iter().copied().find(|kernel| kernel.layout().family == Family::Matrix);
+    matrix.filter(|_| out_channels >= MIN_MATRIX_CHANNELS)
+}
 
 /// Whether output channels leave no more than a quarter of a kernel's lanes unused.
 fn fills_lanes(out_channels: usize, kernel: &dyn Kernel) -> bool {
@@ -204,9 +206,7 @@ fn choose_among(
 ) -> &'static dyn Kernel {
     let of =
         |family| kernels.iter().copied().filter(move |kernel| kernel.layout().family == family);
-    if out_channels >= MIN_MATRIX_CHANNELS
-        && let Some(matrix) = of(Family::Matrix).next()
-    {
+    if let Some(matrix) = matrix_unit(kernels, out_channels) {
         return matrix;
     }
     let vector_popcount = best.layout().family == Family::Popcount && best.isa() == Isa::Avx512;

@@ -7,6 +7,8 @@ use std::arch::x86_64::*;
 use crate::cpu::Features;
 use crate::error::Result;
 #[cfg(target_arch = "x86_64")]
+use crate::kernels::isa::avx512::ByteEncoder;
+#[cfg(target_arch = "x86_64")]
 use crate::scalar::Encoder;
 use crate::scalar::Lookup;
 
@@ -97,25 +99,19 @@ fn lookup_avx512<'a>(
     x: &'a mut [f32],
 ) -> &'a mut [f32] {
     let table = load_table(table);
-    let [inv_step, low, high, round] = encoder.constants().map(|x| _mm512_set1_ps(x));
+    let encoder = ByteEncoder::new(&encoder);
     let (step, zero) = (_mm512_set1_ps(step), _mm512_set1_ps(zero));
     let (whole, rest) = x.as_chunks_mut::<64>();
     for x in whole {
         let mut values = [_mm512_setzero_ps(); 4];
-        let mut codes = [_mm_setzero_si128(); 4];
+        let mut codes = [_mm512_setzero_si512(); 4];
         for (v, (value, code)) in values.iter_mut().zip(&mut codes).enumerate() {
             // SAFETY: the array has 64 floats.
             *value = unsafe { _mm512_loadu_ps(x.as_ptr().add(v * 16)) };
-            // `max` returns its second operand if one is NaN.
-            let y = _mm512_max_ps(_mm512_mul_ps(*value, inv_step), low);
-            let bits = _mm512_castps_si512(_mm512_add_ps(_mm512_min_ps(y, high), round));
-            *code = _mm512_cvtepi32_epi8(bits);
+            *code = encoder.code(*value);
         }
-        let mut packed = _mm512_castsi128_si512(codes[0]);
-        packed = _mm512_inserti32x4::<1>(packed, codes[1]);
-        packed = _mm512_inserti32x4::<2>(packed, codes[2]);
-        packed = translated(&table, _mm512_inserti32x4::<3>(packed, codes[3]));
-        codes = [
+        let packed = translated(&table, encoder.pack(codes));
+        let codes = [
             _mm512_castsi512_si128(packed),
             _mm512_extracti32x4_epi32::<1>(packed),
             _mm512_extracti32x4_epi32::<2>(packed),

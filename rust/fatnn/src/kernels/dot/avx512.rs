@@ -131,10 +131,7 @@ unsafe fn run(
     let weights = Weights::new(LAYOUT, input.offsets().len(), panel.bytes());
     let vectors = panel.channels().div_ceil(LANES);
     let lines = CacheLine::bounded(scratch, BLOCK * NR * size_of::<i32>());
-    // SAFETY: the lines have room for `BLOCK × NR` numbers, any bytes are a valid number, and a
-    // line is aligned for them.
-    let acc =
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<i32>(), BLOCK * NR) };
+    let acc = &mut CacheLine::sums_mut(lines)[..BLOCK * NR];
     for first in (0..input.positions()).step_by(BLOCK) {
         let count = BLOCK.min(input.positions() - first);
         // SAFETY: `PackedInput` has a block of positions at every offset from `first` on, `acc`

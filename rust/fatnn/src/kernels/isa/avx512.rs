@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use super::{FLOATS, INT8, Int8Rows, Simd};
 use crate::cpu::Features;
 use crate::kernels::vector::VectorLoop;
+use crate::scalar::Encoder;
 
 /// Proves that the CPU has AVX-512 F, BW, DQ, VL, AVX2 and FMA.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +89,51 @@ fn ge_mask_f32<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
     bits
 }
 
+/// An [`Encoder`] for 64 values at a time.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct ByteEncoder {
+    inv_step: __m512,
+    high: __m512,
+    offset: __m512i,
+    lowest: __m512i,
+    order: __m512i,
+}
+
+impl ByteEncoder {
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    pub fn new(encoder: &Encoder) -> Self {
+        let [inv_step, _, high, _] = encoder.constants().map(|x| _mm512_set1_ps(x));
+        ByteEncoder {
+            inv_step,
+            high,
+            offset: _mm512_set1_epi16(encoder.offset()),
+            lowest: _mm512_set1_epi8(encoder.lowest_byte() as i8),
+            // Packing works on lanes of 128 bits: four bytes of each vector in turn.
+            order: _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0),
+        }
+    }
+
+    /// Rounds values to codes that [`ByteEncoder::pack`] takes.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub fn code(&self, x: __m512) -> __m512i {
+        // `min` returns its second operand if one is NaN. NaN and what is too small for an integer
+        // become the smallest one, and the lowest byte when they are packed.
+        _mm512_cvtps_epi32(_mm512_min_ps(self.high, _mm512_mul_ps(x, self.inv_step)))
+    }
+
+    /// The bytes of four vectors of codes.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    pub fn pack(&self, [a, b, c, d]: [__m512i; 4]) -> __m512i {
+        let ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), self.offset);
+        let cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), self.offset);
+        let packed = _mm512_permutexvar_epi32(self.order, _mm512_packus_epi16(ab, cd));
+        _mm512_max_epu8(packed, self.lowest)
+    }
+}
+
 /// [`Simd::encode_rows`]: bytes are rounded by a conversion, and packed, compared and stored 64 at a
 /// time. The compiler does not vectorise the plain loop: it has many arrays.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
@@ -119,17 +165,13 @@ fn encode_checked<
     out: &mut [u8],
     mut done: impl FnMut(usize, [u64; THRESHOLDS]),
 ) -> u64 {
-    let [inv_step, _, high, _] = rows.encoder.constants().map(|x| _mm512_set1_ps(x));
-    let (lowest, offset) = (rows.encoder.lowest_byte(), rows.encoder.offset());
-    let (lowest, offset) = (_mm512_set1_epi8(lowest as i8), _mm512_set1_epi16(offset));
+    let encoder = ByteEncoder::new(&rows.encoder);
     let (floats, bytes, step_zero) = rows.residual();
     let [step, zero] = step_zero.map(|x| _mm512_set1_ps(x));
     let exist = if WHOLE { u64::MAX } else { !u64::MAX.unbounded_shl(rows.channels as u32) };
     // The last byte of a threshold's bits is that of the smallest value that reaches it, if any.
     let levels = thresholds.map(|bits| _mm512_set1_epi8(bits as i8));
     let possible = thresholds.map(|bits| if bits == i32::MAX { 0 } else { exist });
-    // Packing works on lanes of 128 bits: four bytes of each vector in turn.
-    let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
     let mut nan = 0;
     for (r, acc) in rows.acc.iter().enumerate() {
         let start = r * rows.pitch + rows.first;
@@ -164,15 +206,10 @@ fn encode_checked<
                     let x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x));
                     y = _mm512_add_ps(y, _mm512_fmadd_ps(x, step, zero));
                 }
-                // `min` returns its second operand if one is NaN. NaN and what is too small for an
-                // integer become the smallest one, and the lowest byte when they are packed.
-                *code = _mm512_cvtps_epi32(_mm512_min_ps(high, _mm512_mul_ps(y, inv_step)));
+                *code = encoder.code(y);
             }
         }
-        let pair = |a, b| _mm512_adds_epi16(_mm512_packs_epi32(a, b), offset);
-        let [a, b, c, d] = codes;
-        let packed = _mm512_packus_epi16(pair(a, b), pair(c, d));
-        let packed = _mm512_max_epu8(_mm512_permutexvar_epi32(order, packed), lowest);
+        let packed = encoder.pack(codes);
         let to = out.as_mut_ptr().wrapping_add(start);
         // SAFETY: as above.
         unsafe {

@@ -168,9 +168,7 @@ unsafe fn run(
     let scratch = CacheLine::bounded(scratch, weight_tiles * TILE_BYTES + BLOCK * NR * 4);
     let (tiles, acc) = scratch.split_at_mut(weight_tiles * TILE_BYTES / size_of::<CacheLine>());
     let tiles = CacheLine::bytes_mut(tiles);
-    // SAFETY: the lines have room for `BLOCK × NR` numbers, any bytes are a valid number, and a
-    // line is aligned for them.
-    let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), BLOCK * NR) };
+    let acc = &mut CacheLine::sums_mut(acc)[..BLOCK * NR];
     if expanded {
         for (packed, tile) in weights.as_chunks().0.iter().zip(tiles.as_chunks_mut().0) {
             expand_rows::<ROWS>(packed, tile, 0);

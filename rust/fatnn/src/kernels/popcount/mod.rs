@@ -96,6 +96,9 @@ pub(crate) const UNIT_BYTES: usize = 16;
 /// Layout of the weights of the kernel that merges taps (`taps.rs`).
 const TAPS_LAYOUT: Layout = Layout { family: Family::Popcount, nr: 64, lanes: 8 };
 
+/// Most input channels of a tap for which two taps share a word.
+pub(super) const MAX_MERGED_CHANNELS: usize = 32;
+
 /// Whether a kernel merges taps of few channels.
 pub(super) fn merges_taps(kernel: &dyn Kernel) -> bool {
     kernel.layout() == TAPS_LAYOUT

@@ -14,8 +14,11 @@
 
 use std::arch::x86_64::*;
 
-use super::avx512::{NR as SUB, chunk_bytes, store, tile};
-use super::{PopcountMode, TAPS_LAYOUT as LAYOUT, TERNARY, UNIT_BYTES, UNIT_CHANNELS, avx512};
+use super::avx512::{MR, NR as SUB, WIDE as SUBS, chunk_bytes, store, tile};
+use super::{
+    MAX_MERGED_CHANNELS, PopcountMode, TAPS_LAYOUT as LAYOUT, TERNARY, UNIT_BYTES, UNIT_CHANNELS,
+    avx512,
+};
 use crate::codec::{Act, WeightKind};
 use crate::cpu::{Features, Isa};
 use crate::error::Result;
@@ -26,12 +29,8 @@ use crate::kernels::packed_input::{AccBlock, PackedInput, PackedInputKernel, Pan
 use crate::kernels::panels::PanelWeights;
 use crate::memory;
 
-/// Panels of the tiled kernel in a panel.
-const SUBS: usize = 4;
 /// Channels in a panel.
 const NR: usize = LAYOUT.nr;
-/// Rows of a tile.
-const MR: usize = 4;
 /// Positions in a block.
 const BLOCK: usize = 64;
 /// Largest number of chunks that are merged, so that scratch memory is bounded.
@@ -45,7 +44,7 @@ const _: () = assert!(NR == SUBS * SUB);
 fn merged_taps(channels: usize) -> (usize, u32) {
     match channels {
         0..=21 => (3, 21),
-        22..=32 => (2, 32),
+        22..=MAX_MERGED_CHANNELS => (2, 32),
         _ => (1, 64),
     }
 }
@@ -187,18 +186,17 @@ fn merge_positions(positions: &mut [[u8; UNIT_BYTES]], channels: usize) {
         return;
     }
     let mask = u64::MAX >> (64 - channels.max(1));
-    let shifts = [0, 1, 2].map(|i| if i < taps { i as u32 * bits } else { 64 });
     // Four positions at a time. The words of later positions are not merged yet.
     let vectors = positions.len().saturating_sub(taps - 1) / 4;
     let masks = _mm512_set1_epi64(mask as i64);
     for v in 0..vectors {
         let at = positions[v * 4..].as_mut_ptr().cast::<u8>();
         let mut merged = _mm512_setzero_si512();
-        for (i, &shift) in shifts.iter().enumerate().take(taps) {
+        for i in 0..taps {
             // SAFETY: the last vector ends `taps - 1` positions before the end.
             let words = unsafe { _mm512_loadu_si512(at.add(i * UNIT_BYTES).cast()) };
             let words = _mm512_and_si512(words, masks);
-            let shifted = _mm512_sll_epi64(words, _mm_cvtsi32_si128(shift as i32));
+            let shifted = _mm512_sll_epi64(words, _mm_cvtsi32_si128(i as i32 * bits as i32));
             merged = _mm512_or_si512(merged, shifted);
         }
         // SAFETY: as above.
@@ -206,10 +204,10 @@ fn merge_positions(positions: &mut [[u8; UNIT_BYTES]], channels: usize) {
     }
     for q in vectors * 4..positions.len() {
         let mut merged = [0; 2];
-        for (unit, &shift) in positions[q..].iter().zip(&shifts).take(taps) {
+        for (i, unit) in positions[q..].iter().take(taps).enumerate() {
             let unit = u128::from_le_bytes(*unit);
             for (merged, word) in merged.iter_mut().zip([unit as u64, (unit >> 64) as u64]) {
-                *merged |= (word & mask) << shift;
+                *merged |= (word & mask) << (i as u32 * bits);
             }
         }
         let [z, p] = merged.map(u128::from);
@@ -291,12 +289,11 @@ fn run<const PLANES: usize>(
     let words = merged.as_ref().map_or(0, |merged| merged.count * chunk_bytes(true));
     let used = panel.channels().div_ceil(SUB);
     let lines = CacheLine::bounded(scratch, BLOCK * NR * size_of::<i32>() + SUBS * words);
-    let (acc, weights) = CacheLine::bytes_mut(lines).split_at_mut(BLOCK * NR * size_of::<i32>());
-    // SAFETY: these bytes are whole lines, which are aligned for numbers; any bytes are a number.
-    let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), BLOCK * NR) };
+    let (acc, weights) = lines.split_at_mut(BLOCK * NR * size_of::<i32>() / size_of::<CacheLine>());
+    let acc = CacheLine::sums_mut(acc);
     let subs = subs.chunks_exact(subs.len() / SUBS);
     let mut panels: [(&[u8], __m512i); SUBS] = [(&[], _mm512_setzero_si512()); SUBS];
-    let mut rest = weights;
+    let mut rest = CacheLine::bytes_mut(weights);
     for ((ready, constants), sub) in panels.iter_mut().zip(subs).take(used) {
         let (sub, values) = sub.split_at(chunks * chunk_bytes(true));
         // SAFETY: after the weights there are four bytes for each of sixteen channels.

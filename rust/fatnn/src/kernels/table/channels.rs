@@ -58,9 +58,7 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
     let (counts, acc) =
         lines.split_at_mut(SUM_ROWS * nr * size_of::<u16>() / size_of::<CacheLine>());
     let counts = counts.as_mut_ptr().cast::<u16>();
-    // SAFETY: the lines have room for `BLOCK × nr` numbers, any bytes are a valid number, and a
-    // line is aligned for them.
-    let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), BLOCK * nr) };
+    let acc = &mut CacheLine::sums_mut(acc)[..BLOCK * nr];
     // Positions of the block at which a pair begins: at most half of them plus one. Then unused
     // entries.
     const { assert!(P < BLOCK / 2) };
