@@ -16,7 +16,7 @@ use fatnn::epilogue::Requantize;
 use fatnn::kernels::{self, LayerShape, Operands, cost};
 use fatnn::pack::PackedWeights;
 use fatnn::parallel;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 #[path = "problem.rs"]
 mod problem;
@@ -102,7 +102,7 @@ impl Row {
 
 fn measure(path: &str) {
     parallel::set_num_threads(1).unwrap();
-    let mut rows: Vec<Value> = Vec::new();
+    let mut cases: Vec<Value> = Vec::new();
     for operands in OPERANDS {
         for layer @ [channels, out_channels, size, kernel] in GRID {
             let problem = Problem::of(
@@ -144,18 +144,19 @@ fn measure(path: &str) {
                     *least = least.min(time((400_000.0 / once) as usize + 1));
                 }
             }
-            for (kernel, ns) in kernels.iter().zip(least) {
-                rows.push(json!({
-                    "kernel": kernel.name(),
-                    "act": operands.act.name(),
-                    "weights": operands.weights.name(),
-                    "layer": layer, "ns": ns.round(),
-                }));
-            }
+            let ns: Map<String, Value> = kernels
+                .iter()
+                .zip(least)
+                .map(|(kernel, ns)| (kernel.name().to_owned(), json!(ns.round() as u64)))
+                .collect();
+            cases.push(json!({
+                "act": operands.act.name(), "weights": operands.weights.name(),
+                "layer": layer, "ns": ns,
+            }));
         }
     }
-    let all = json!({ "layer": "input channels, output channels, map, kernel", "rows": rows });
-    // One row per line, so that differences are readable.
+    let all = json!({ "layer": "input channels, output channels, map, kernel", "cases": cases });
+    // One case per line, so that differences are readable.
     let text = all.to_string().replace("{\"act\"", "\n{\"act\"");
     std::fs::write(path, text + "\n").expect("a file that can be written");
 }
@@ -163,14 +164,19 @@ fn measure(path: &str) {
 fn read(path: &str) -> Vec<Row> {
     let all: Value =
         serde_json::from_str(&std::fs::read_to_string(path).expect("a file")).expect("JSON");
-    let rows = all["rows"].as_array().expect("rows").iter().map(|row| Row {
-        kernel: row["kernel"].as_str().unwrap().to_owned(),
-        operands: Operands {
-            act: Act::from_name(row["act"].as_str().unwrap()).unwrap(),
-            weights: WeightKind::from_name(row["weights"].as_str().unwrap()).unwrap(),
-        },
-        layer: std::array::from_fn(|i| row["layer"][i].as_u64().unwrap() as usize),
-        ns: row["ns"].as_f64().unwrap(),
+    let cases = all["cases"].as_array().expect("cases");
+    let rows = cases.iter().flat_map(|case| {
+        let operands = Operands {
+            act: Act::from_name(case["act"].as_str().unwrap()).unwrap(),
+            weights: WeightKind::from_name(case["weights"].as_str().unwrap()).unwrap(),
+        };
+        let layer = std::array::from_fn(|i| case["layer"][i].as_u64().unwrap() as usize);
+        case["ns"].as_object().expect("times").iter().map(move |(kernel, ns)| Row {
+            kernel: kernel.clone(),
+            operands,
+            layer,
+            ns: ns.as_f64().unwrap(),
+        })
     });
     rows.collect()
 }

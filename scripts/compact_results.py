@@ -3,9 +3,8 @@
     python scripts/compact_results.py            # rewrite the files that are not compact
     python scripts/compact_results.py --check    # only list them; exit code 1 if there are any
 
-Measurements are reproducible to two or three digits, so more digits only make files larger. Of a
-ladder's figures, only those in its plots are kept; its report has the others. A second run changes
-nothing.
+Measurements are reproducible to two or three digits, so more digits only make files larger. Of
+networks, the times of layers are not kept. A second run changes nothing.
 """
 
 from __future__ import annotations
@@ -32,29 +31,11 @@ def rounded(value: Any) -> Any:
     return value
 
 
-def plotted(results: dict[str, Any]) -> dict[str, Any]:
-    """Keep the figures of a ladder that its plots show: ``ladder.plots`` draws the same from them.
-
-    These are the rungs' figures for the first batch size and thread count of each layer and
-    network.
-    """
-    cases: dict[tuple[str, str], dict[str, Any]] = {}
-    for case in results["cases"]:
-        if case["isa"] == "native":
-            cases.setdefault((case["kind"], case["name"]), case)
-    kept = {name: results[name] for name in ("command", "machine", "rungs", "accuracies")}
-    return {**kept, "cases": [_plotted_case(case, results["rungs"]) for case in cases.values()]}
-
-
-def _plotted_case(case: dict[str, Any], rungs: dict[str, Any]) -> dict[str, Any]:
-    """Keep one figure per rung: codes to codes if there is one, else floats to floats."""
-    figures: dict[str, dict[str, Any]] = {}
-    for row in sorted(case["figures"], key=lambda row: row["way"] != "codes"):
-        if row["who"] in rungs:
-            names = ("who", "way", "milliseconds", "over_float32")
-            figures.setdefault(row["who"], {name: row[name] for name in names})
-    names = ("kind", "name", "batch", "threads", "isa")
-    return {**{name: case[name] for name in names}, "figures": list(figures.values())}
+def without_layers(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep no times of layers: they are for finding out what bounds a network, not for quoting."""
+    return [
+        {name: value for name, value in network.items() if name != "layers"} for network in networks
+    ]
 
 
 def line(value: Any) -> str:
@@ -80,8 +61,8 @@ def compact(path: Path) -> bytes:
     before = path.read_bytes()
     if path.suffix == ".json":
         results = json.loads(before)
-        if path.stem.endswith("-ladder"):
-            results = plotted(results)
+        if "-networks" in path.stem:
+            results = without_layers(results)
         return (lines(rounded(results)) + "\n").encode()
     if path.suffix == ".png":
         from PIL import Image

@@ -54,6 +54,15 @@ def test_floats_in_json_are_rounded_and_integers_are_kept(
     assert script.main(["--check"]) == 0
 
 
+def test_times_of_layers_are_not_kept(script: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "benches" / "results" / "cpu"
+    folder.mkdir(parents=True)
+    file = folder / "2026-01-01-networks.json"
+    file.write_text(json.dumps([{"network": "a", "rows": [{"name": "x"}], "layers": [{"ms": 1}]}]))
+    assert script.main([]) == 0
+    assert json.loads(file.read_text()) == [{"network": "a", "rows": [{"name": "x"}]}]
+
+
 def test_pictures_get_a_palette_and_a_second_run_changes_nothing(
     script: ModuleType, tmp_path: Path
 ) -> None:

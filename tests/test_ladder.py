@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 import ladder.__main__
 from fatnn_rs import ConfigError, FormatError, _core, machine
-from ladder import NETWORKS, RUNGS, SHAPES, LadderNetwork, LayerShape, command, plan, plots
+from ladder import NETWORKS, RUNGS, SHAPES, LadderNetwork, LayerShape, command, plan
 from ladder.collect import figure, inside_network
 from ladder.compare import compare
 from ladder.plan import BenchCase, LadderOptions
@@ -224,19 +223,6 @@ def test_report_json_and_plots_are_written(finished: InterruptedLadder) -> None:
         "--rounds 3 --processes 1",
     ):
         assert part in text, part
-
-
-def test_compact_results_draw_the_same_plots(finished: InterruptedLadder, tmp_path: Path) -> None:
-    path = Path(__file__).parent.parent / "scripts" / "compact_results.py"
-    compact = runpy.run_path(str(path))
-    kept = compact["plotted"](finished.results)
-    assert len(kept["cases"]) < len(finished.results["cases"])
-    assert compact["plotted"](kept) == kept
-    first = plots.draw(finished.results, tmp_path / "all")
-    second = plots.draw(kept, tmp_path / "kept")
-    assert len(first) == 2
-    for one, other in zip(first, second, strict=True):
-        assert one.read_bytes() == other.read_bytes()
 
 
 def test_failing_case_is_named_and_the_others_are_measured(

@@ -20,12 +20,12 @@ __all__ = [
     "NotFused",
     "Report",
     "ReportRow",
-    "declined",
     "engine_refusal",
     "macs",
     "missing_operations",
     "packed_weight_bytes",
     "runs",
+    "unsupported_call",
 ]
 
 #: Maximum number of layers that a line of the printed report names.
@@ -398,7 +398,7 @@ def engine_refusal(op: str, attrs: str, shapes: Sequence[Sequence[int]]) -> str:
         return str(error)
 
 
-def declined(dtypes: Iterable[Any]) -> tuple[str, str]:
+def unsupported_call(dtypes: Iterable[Any]) -> tuple[str, str]:
     """Return the rule and the reason for a call whose arguments the conversion does not support.
 
     Parameters

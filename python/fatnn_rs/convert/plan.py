@@ -140,7 +140,7 @@ def dry_run(graph: Graph, plan: list[ExecutionStep], values: dict[str, Any]) -> 
             except Exception as error:  # any error of the engine: its nodes may run one by one
                 problem = f"{type(error).__name__}: {error}"
             if problem:
-                results = _one_by_one(graph, part.what, arguments)
+                results = _run_unfused(graph, part.what, arguments)
                 inside = [node.name for node in part.what.nodes]
                 excluded.update(inside)
                 graph.notes.append(
@@ -157,7 +157,7 @@ def dry_run(graph: Graph, plan: list[ExecutionStep], values: dict[str, Any]) -> 
     return excluded
 
 
-def _one_by_one(graph: Graph, segment: Segment, arguments: list[Any]) -> list[Any]:
+def _run_unfused(graph: Graph, segment: Segment, arguments: list[Any]) -> list[Any]:
     """Run a segment's nodes one by one, without the engine."""
     values = dict(zip(segment.reads, arguments, strict=True))
     for step in plan_of(graph, list(segment.nodes)):

@@ -24,7 +24,7 @@ _aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class _Part:
+class _SliceView:
     """A slice or an index of one dimension of a parent value."""
 
     parent: int
@@ -57,7 +57,7 @@ class _Values:
 
     def __init__(self, values: list[Any]) -> None:
         self.values = values
-        self.parts: dict[int, _Part] = {}
+        self.parts: dict[int, _SliceView] = {}
 
     def add(self, value: Any) -> int:
         self.values.append(value)
@@ -68,7 +68,7 @@ class _Values:
         if not all(type(v) is int for v in (dim, start, 0 if end is None else end)) or dim < 0:
             raise _UnsupportedError
         end = None if end is not None and end >= (1 << 31) - 1 else end
-        part = _Part(parent, dim, start, end, is_index)
+        part = _SliceView(parent, dim, start, end, is_index)
         at = self.add(part.of(self.values[parent]))
         self.parts[at] = part
         return at

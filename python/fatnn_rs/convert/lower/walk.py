@@ -41,7 +41,7 @@ from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.replica import patched_methods
-from fatnn_rs.report import declined
+from fatnn_rs.report import unsupported_call
 
 __all__ = ["lower"]
 
@@ -90,7 +90,7 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
     elif isinstance(module, QuantizedLayer):
         rule, note = "dtype", "its input is not a float32 batch"
     elif row is not None:
-        rule, note = declined(ctx.seen(node).dtype for node in fx_nodes((args, kwargs)))
+        rule, note = unsupported_call(ctx.seen(node).dtype for node in fx_nodes((args, kwargs)))
     note = reason(type(module).__name__, vars(module)) or note
     call = clean_copy(module)
     return ctx.torch_node(call, args, kwargs, type(module).__name__, note, rule)
@@ -181,7 +181,7 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
     if made is not None:
         return made
     reads = (ctx.seen(read).dtype for read in node.all_input_nodes)
-    rule, note = ("unknown", "") if row is None else declined(reads)
+    rule, note = ("unknown", "") if row is None else unsupported_call(reads)
     note = reason(target_name(node), node.kwargs) or note
     return ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, target_name(node), note, rule)
 

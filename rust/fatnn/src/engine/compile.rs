@@ -20,7 +20,7 @@ use super::ops::reduce::{Reduce, Softmax};
 use super::ops::select::Select;
 use super::ops::shape::{Expand, Permute, Reshape, SliceDim};
 use super::order;
-use super::passes::{self, Refusal};
+use super::passes::{self, MissedFusion};
 use super::spatial;
 use super::value::Operation;
 use super::widen;
@@ -112,8 +112,8 @@ pub(super) fn network(
 }
 
 /// The fusions that passes refused, with the names of nodes and layers.
-fn not_fused(graph: &Graph, refused: &[Refusal]) -> Result<Vec<NotFused>> {
-    let named = refused.iter().map(|&Refusal { pass, node, reason }| {
+fn not_fused(graph: &Graph, refused: &[MissedFusion]) -> Result<Vec<NotFused>> {
+    let named = refused.iter().map(|&MissedFusion { pass, node, reason }| {
         let node = &graph.nodes[node];
         let layer = if node.layer.is_empty() { &node.name } else { &node.layer };
         NotFused { node: node.name.clone(), layer: layer.clone(), pass, reason: reason.why() }

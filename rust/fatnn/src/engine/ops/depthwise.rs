@@ -233,7 +233,7 @@ impl DepthwiseStep {
         };
         let (source, codes) = (&*source.conv, inputs[0].codes());
         let sink = source.sink(Residual::None).expect("a source's epilogue makes floats");
-        let line = Line {
+        let line = LineSizes {
             bytes: self.input_dims.map[1] * source.weights.codes_layout()?.pixel_bytes(),
             values: self.input_dims.map[1] * self.input_dims.channels,
         };
@@ -255,7 +255,7 @@ impl DepthwiseStep {
 
 /// Sizes of a line of the source.
 #[derive(Clone, Copy)]
-struct Line {
+struct LineSizes {
     /// Bytes of an input line of codes.
     bytes: usize,
     /// Values of an output line.
@@ -268,7 +268,7 @@ struct SourceLines<'a, S> {
     strips: &'a [conv::Geometry],
     sink: S,
     codes: &'a [u8],
-    line: Line,
+    line: LineSizes,
     /// A table that replaces the bytes of its output.
     table: Option<&'a [u8; 256]>,
 }

@@ -79,14 +79,14 @@ pub(crate) const PASSES: &[Pass] = &[
 
 /// A pass that was refused at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct MissedFusion {
     pub pass: &'static str,
     pub node: usize,
     pub reason: Reason,
 }
 
 /// Runs all passes and returns the refusals.
-pub(crate) fn run(graph: &mut FusedGraph<'_>) -> Vec<Refusal> {
+pub(crate) fn run(graph: &mut FusedGraph<'_>) -> Vec<MissedFusion> {
     let mut refused = Vec::new();
     for pass in PASSES {
         for node in 0..graph.len() {
@@ -94,7 +94,7 @@ pub(crate) fn run(graph: &mut FusedGraph<'_>) -> Vec<Refusal> {
                 continue;
             }
             if let Outcome::Refused(reason) = (pass.apply)(graph, node) {
-                refused.push(Refusal { pass: pass.name, node, reason });
+                refused.push(MissedFusion { pass: pass.name, node, reason });
             }
         }
     }
