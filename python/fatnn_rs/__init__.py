@@ -24,7 +24,7 @@ from fatnn_rs.errors import (
 )
 
 if TYPE_CHECKING:
-    from fatnn_rs import nn, ops, quant
+    from fatnn_rs import nn, ops, quant, zoo
     from fatnn_rs._core import __version__, cpu_info, get_num_threads, set_num_threads
     from fatnn_rs.bench.measure import bench
     from fatnn_rs.convert.api import convert
@@ -66,6 +66,7 @@ __all__ = [
     "set_num_threads",
     "summary",
     "verify",
+    "zoo",
 ]
 
 # Public name → module to import it from at first use. None: the name is a module itself.
@@ -89,6 +90,7 @@ _LAZY = {
     "set_num_threads": "fatnn_rs._core",
     "summary": "fatnn_rs.convert",
     "verify": "fatnn_rs.convert",
+    "zoo": None,
 }
 
 # Replacements for names that need torch, used if torch is not installed.

@@ -1,8 +1,8 @@
-"""The command line: ``fatnn info | demo | recipes | train | eval | inspect | run | bench``.
+"""The command line: ``fatnn info | demo | recipes | train | eval | inspect | run | zoo | bench``.
 
-All commands except ``info``, ``inspect`` and ``run`` need torch. Figures go to standard output (as
-JSON with ``--json``), messages to standard error. Expected errors print one line and exit with 1;
-wrong usage exits with 2.
+All commands except ``info``, ``inspect``, ``run`` and ``zoo`` need torch. Figures go to standard
+output (as JSON with ``--json``), messages to standard error. Expected errors print one line and
+exit with 1; wrong usage exits with 2.
 """
 
 from __future__ import annotations
@@ -41,8 +41,29 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+
+
+def _find_network(text: str) -> Path:
+    """Return a network's file, which may be given as its name in the zoo."""
+    from fatnn_rs import zoo
+
+    if text in zoo.names() and not Path(text).exists():
+        return zoo.path(text)
+    if not Path(text).is_file():
+        what = "is a directory" if Path(text).is_dir() else "does not exist"
+        raise typer.BadParameter(
+            f"{text!r} {what}; give a file, or one of the zoo: {', '.join(zoo.names())}"
+        )
+    return Path(text)
+
+
 Network = Annotated[
-    Path, typer.Argument(help="A file written by fatnn_rs.save.", exists=True, dir_okay=False)
+    Path,
+    typer.Argument(
+        help="A file written by fatnn_rs.save, or a name (see `fatnn zoo`).",
+        parser=_find_network,
+        metavar="NETWORK",
+    ),
 ]
 
 
@@ -225,7 +246,10 @@ _FIGURES = (
 @app.command(name="eval")
 def evaluate(
     network: Network,
-    config: RecipeOption,
+    config: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name or a .yaml file. Default: that of the network's card."),
+    ] = None,
     data: DataOption = None,
     settings: SettingsOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 250,
@@ -234,11 +258,15 @@ def evaluate(
 ) -> None:
     """Measure a saved network's accuracy on a recipe's test images."""
     _require_training()
+    from fatnn_rs.cli_run import trained_recipe
     from fatnn_rs.train.data import load_data
     from fatnn_rs.train.recipe import load_recipe
 
-    test = load_data(load_recipe(config, settings or ()), data, download)
-    net = _load(network)
+    found = trained_recipe(network) if config is None else config
+    test = load_data(load_recipe(found, settings or ()), data, download)
+    import fatnn_rs
+
+    net = fatnn_rs.load(network)
     outputs = net(next(iter(test.test_batches(1)))[0])
     if getattr(outputs, "shape", None) != (1, test.classes):
         shape = list(getattr(outputs, "shape", ()))
@@ -276,12 +304,9 @@ def _set_threads(threads: int | None) -> None:
 @app.command()
 def inspect(network: Network, as_json: Json = False) -> None:
     """Show the layers of a saved network and where each runs."""
-    if _has("torch"):
-        report = _load(network).report
-    else:
-        from fatnn_rs.numpy_network import read_report
+    from fatnn_rs.cli_run import read_report
 
-        report = read_report(network)
+    report = read_report(network)
     print(report.to_json() if as_json else report)
 
 
@@ -289,58 +314,37 @@ def inspect(network: Network, as_json: Json = False) -> None:
 def run(
     network: Network,
     inputs: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            help="Input array, .npy, of the type that the network takes.",
+            help="Pictures, or one array, .npy, of the type that the network takes.",
             exists=True,
             dir_okay=False,
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Write the output here, .npy.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write an array's output here, .npy.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Run a saved network on an array and print the index of each row's largest output."""
-    import numpy as np
+    """Classify pictures, or run a network on an array and print the largest output per row."""
+    from fatnn_rs.cli_run import run_array, run_pictures
 
-    net = _load(network)
-    try:
-        array = np.load(inputs, allow_pickle=False)
-    except ValueError as error:
-        raise InputError(f"{inputs}: expected an array in .npy format: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{inputs}: expected one array in .npy format, got an archive of several")
-    if array.dtype.name not in ("float32", "int32", "int64", "bool"):
-        raise InputError(
-            f"{inputs}: expected float32 (or int32, int64 or bool if the network takes those), got "
-            f"{array.dtype}; save array.astype(numpy.float32)"
-        )
-    given: Any = np.ascontiguousarray(array)
-    if _has("torch"):
-        import torch
+    if [file.suffix for file in inputs] == [".npy"]:
+        run_array(network, inputs[0], out, as_json)
+    elif out is not None:
+        raise ConfigError("--out is for arrays: give one .npy file, or leave --out away")
+    else:
+        run_pictures(network, inputs, top, as_json)
 
-        given = torch.from_numpy(given)
-    start = time.perf_counter()
-    output = net(given)
-    seconds = time.perf_counter() - start
-    if isinstance(output, (tuple, list, dict)) or not hasattr(output, "shape"):
-        raise InputError(
-            f"{network}: the network returns {type(output).__name__}; `run` only shows networks "
-            "that return one tensor"
-        )
-    result = np.asarray(output)
-    if out is not None:
-        with out.open("wb") as file:  # Given a path, numpy.save would append .npy to it.
-            np.save(file, result)
-    strongest = result.reshape(len(result), -1).argmax(1).tolist() if result.ndim > 1 else []
-    figures = {"shape": list(result.shape), "argmax": strongest, "milliseconds": 1e3 * seconds}
-    if as_json:
-        print(json.dumps(figures))
-        return
-    print(
-        f"output {list(result.shape)} in {1e3 * seconds:.2f} ms"
-        + (f", written to {out}" if out else "")
-    )
-    print("argmax", *strongest[:50], *(["..."] if len(strongest) > 50 else []))
+
+@app.command()
+def zoo(
+    name: Annotated[str | None, typer.Argument(help="Show this network's card.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the trained networks that come with the package, or show one of them."""
+    from fatnn_rs.cli_run import show_zoo
+
+    show_zoo(name, as_json)
 
 
 @app.command()
@@ -432,18 +436,3 @@ def _require(module: str, package: str) -> None:
         raise ImportError(
             f"this command needs {module}, which is missing: pip install {package}"
         ) from error
-
-
-def _has(module: str) -> bool:
-    try:
-        import_module(module)
-    except ModuleNotFoundError:
-        return False
-    return True
-
-
-def _load(path: Path) -> Any:
-    """Load a network for torch if torch is installed, else for NumPy."""
-    import fatnn_rs
-
-    return fatnn_rs.load(path)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from fatnn_rs.card import ImageInput
 from fatnn_rs.errors import ConfigError, InputError, UnsupportedError
 from fatnn_rs.machine import usable_cpus
 from fatnn_rs.train.image_data import WHOLE, Batch, ImageData, ProcessShard, generator, permutation
@@ -35,6 +36,16 @@ class Data(Protocol):
     @property
     def classes(self) -> int:
         """Number of classes."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class."""
+        ...
+
+    @property
+    def image_input(self) -> ImageInput:
+        """How a picture becomes an image."""
         ...
 
     @property
@@ -106,11 +117,21 @@ class FolderData:
     """
 
     name: str
-    classes: int
+    class_names: tuple[str, ...]
     train: Any
     test: Any
     size: int
     workers: int
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_input(self) -> ImageInput:
+        """How a picture becomes an image: as the transforms of test images do it."""
+        return ImageInput(3, self.size, self.size, _resize(self.size), *_IMAGENET)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -189,7 +210,12 @@ def _digits(recipe: Recipe, folder: Path | None, download: bool) -> Data:
     digits = load_digits()
     train_x, test_x = ((x * 255.0).round().to(torch.uint8) for x in (digits.train_x, digits.test_x))
     return ImageData(
-        "digits", 10, train_x, digits.train_y, test_x, digits.test_y, (0.0,), (1.0,), recipe.augment
+        "digits",
+        10,
+        *(train_x, digits.train_y, test_x, digits.test_y),
+        *((0.0,), (1.0,)),
+        recipe.augment,
+        tuple("0123456789"),
     )
 
 
@@ -201,11 +227,15 @@ def _in_memory(
     def read(recipe: Recipe, folder: Path | None, download: bool) -> Data:
         folder = _require_folder(recipe.data, folder)
         cls = getattr(_import_torchvision().datasets, class_name)
-        (train_x, train_y), (test_x, test_y) = (
-            _tensors(_open(recipe.data, cls, folder, train, download)) for train in (True, False)
-        )
+        parts = [_open(recipe.data, cls, folder, train, download) for train in (True, False)]
+        (train_x, train_y), (test_x, test_y) = map(_tensors, parts)
         return ImageData(
-            recipe.data, classes, train_x, train_y, test_x, test_y, mean, std, recipe.augment
+            recipe.data,
+            classes,
+            *(train_x, train_y, test_x, test_y),
+            *(mean, std),
+            recipe.augment,
+            tuple(parts[0].classes),
         )
 
     return read
@@ -261,11 +291,11 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
             f"{recipe.data!r}"
         )
     size = recipe.image_size
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    mean, std = _IMAGENET
+    tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([*mean], [*std])]
     flip = [v2.RandomHorizontalFlip()] if recipe.augment.flip else []
     train = v2.Compose([v2.RandomResizedCrop(size, antialias=True), *flip, *tail])
-    test = v2.Compose([v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size), *tail])
+    test = v2.Compose([v2.Resize(_resize(size), antialias=True), v2.CenterCrop(size), *tail])
     found: list[Any] = []
     for part, transform in (("train", train), ("val", test)):
         try:
@@ -284,9 +314,15 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
             "give both the same CLASS folders"
         )
     workers = min(8, usable_cpus())
-    return FolderData(recipe.data, len(names[0]), found[0], found[1], size, workers)
+    return FolderData(recipe.data, tuple(names[0]), found[0], found[1], size, workers)
 
 
+def _resize(size: int) -> int:
+    """Return the shorter side before the crop, as torchvision's references choose it."""
+    return round(size / 0.875)
+
+
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 

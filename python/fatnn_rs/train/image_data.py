@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fatnn_rs.card import ImageInput
 from fatnn_rs.train.recipe import Augment
 
 __all__ = ["WHOLE", "Batch", "ImageData", "ProcessShard", "generator", "permutation"]
@@ -56,6 +57,8 @@ class ImageData:
         int64 [N].
     mean, std
         Per-channel statistics of the training pixels, scaled to [0, 1].
+    class_names
+        Name of each class.
     """
 
     name: str
@@ -67,6 +70,13 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augment
+    class_names: tuple[str, ...]
+
+    @property
+    def image_input(self) -> ImageInput:
+        """How a picture becomes an image: scaled and cropped to the size of the images."""
+        channels, height, width = self.shape
+        return ImageInput(channels, height, width, max(height, width), self.mean, self.std)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_
 from rich.console import Console
 from torch import Tensor, nn
 
+from fatnn_rs.card import Card
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.machine import Machine
 from fatnn_rs.models.cifar_fast import whiten_
@@ -213,10 +214,28 @@ class Job:
                     recipe.verify_images,
                 )
             result["seconds"] = round(time.perf_counter() - started, 1)
-            run.finish({**run.identity, **result, "machine": asdict(Machine.current())})
+            machine = asdict(Machine.current())
+            if "file_bytes" in result:
+                run.write_card(self._card(result, machine))
+            run.finish({**run.identity, **result, "machine": machine})
             run.discard("checkpoint")
         self.accelerator.wait_for_everyone()
         return result
+
+    def _card(self, result: dict[str, Any], machine: dict[str, Any]) -> Card:
+        """Describe the converted network."""
+        return Card(
+            description=self.recipe.description,
+            classes=self.data.class_names,
+            image=self.data.image_input,
+            data=self.recipe.data,
+            test_images=self.data.test_count,
+            accuracy=result["rust_accuracy"],
+            float_accuracy=result.get("float_accuracy"),
+            recipe=self.recipe.to_json(),
+            seed=self.options.seed,
+            machine={key: machine[key] for key in ("cpu", "commit", "date", "versions")},
+        )
 
     def images(self, count: int) -> Tensor:
         """Return the first training images of the first epoch, the same in every process."""

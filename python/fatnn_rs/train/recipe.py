@@ -7,6 +7,7 @@ weights or from scratch. Without ``ternary``, only a float model is trained.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -312,13 +313,13 @@ def recipe_names() -> list[str]:
     )
 
 
-def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path | dict[str, Any], settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply settings to it.
 
     Parameters
     ----------
     source
-        A YAML file, or the name of a recipe of this package.
+        A YAML file, the name of a recipe of this package, or a recipe's data, as in a card.
     settings
         ``"key=value"`` pairs such as ``"ternary.epochs=2"``; values are YAML.
 
@@ -328,10 +329,21 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
         No such recipe, invalid YAML, an unknown key (the closest known one is named) or an invalid
         value.
     """
+    if isinstance(source, dict):
+        name, data = "of the card", copy.deepcopy(source)
+    else:
+        name = str(source)
+        data = _read(name)
+    for setting in settings:
+        _apply_setting(data, setting)
+    return parse_recipe(data, name)
+
+
+def _read(name: str) -> dict[str, Any]:
+    """Read the YAML file of a recipe."""
     import yaml
 
-    path = Path(source)
-    name = str(source)
+    path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(
@@ -357,9 +369,7 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
         raise ConfigError(
             f"recipe {name}: expected a mapping of options, got {type(data).__name__}"
         )
-    for setting in settings:
-        _apply_setting(data, setting)
-    return parse_recipe(data, name)
+    return data
 
 
 def parse_recipe(data: dict[str, Any], name: str) -> Recipe:

@@ -7,6 +7,7 @@
 ``ternary.pt``         the prepared model's ``state_dict`` after its phase
 ``log.jsonl``          one line per epoch
 ``net.safetensors``    the converted network
+``net.json``           its card: classes, preprocessing, accuracy, training
 ``result.json``        written at the end: accuracies, codes compared, machine, versions,
                        seconds since the last start
 ``tensorboard/``       curves, if TensorBoard is installed
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from fatnn_rs.card import Card
 from fatnn_rs.errors import ConfigError, FormatError
 from fatnn_rs.train.recipe import Recipe, parse_recipe
 
@@ -89,6 +91,10 @@ class Run:
         _write_atomically(
             self.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode()
         )
+
+    def write_card(self, card: Card) -> None:
+        """Write the card of the converted network."""
+        _write_atomically(self.folder / "net.json", card.to_json().encode())
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Write ``name``.pt atomically."""

@@ -1,0 +1,134 @@
+"""What the commands ``run``, ``inspect``, ``zoo`` and ``eval`` do with a network's file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fatnn_rs
+from fatnn_rs.card import read_card
+from fatnn_rs.errors import ConfigError, InputError
+from fatnn_rs.report import Report
+
+__all__ = ["read_report", "run_array", "run_pictures", "show_zoo", "trained_recipe"]
+
+
+def run_array(network: Path, inputs: Path, out: Path | None, as_json: bool) -> None:
+    """Run a network on an array and print the index of each row's largest output."""
+    net = fatnn_rs.load(network)
+    try:
+        array = np.load(inputs, allow_pickle=False)
+    except ValueError as error:
+        raise InputError(f"{inputs}: expected an array in .npy format: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{inputs}: expected one array in .npy format, got an archive of several")
+    if array.dtype.name not in ("float32", "int32", "int64", "bool"):
+        raise InputError(
+            f"{inputs}: expected float32 (or int32, int64 or bool if the network takes those), got "
+            f"{array.dtype}; save array.astype(numpy.float32)"
+        )
+    given: Any = np.ascontiguousarray(array)
+    if _has_torch():
+        import torch
+
+        given = torch.from_numpy(given)
+    start = time.perf_counter()
+    output = net(given)
+    seconds = time.perf_counter() - start
+    if isinstance(output, (tuple, list, dict)) or not hasattr(output, "shape"):
+        raise InputError(
+            f"{network}: the network returns {type(output).__name__}; `run` only shows networks "
+            "that return one tensor"
+        )
+    result = np.asarray(output)
+    if out is not None:
+        with out.open("wb") as file:  # Given a path, numpy.save would append .npy to it.
+            np.save(file, result)
+    strongest = result.reshape(len(result), -1).argmax(1).tolist() if result.ndim > 1 else []
+    figures = {"shape": list(result.shape), "argmax": strongest, "milliseconds": 1e3 * seconds}
+    if as_json:
+        print(json.dumps(figures))
+        return
+    print(
+        f"output {list(result.shape)} in {1e3 * seconds:.2f} ms"
+        + (f", written to {out}" if out else "")
+    )
+    print("argmax", *strongest[:50], *(["..."] if len(strongest) > 50 else []))
+
+
+def run_pictures(network: Path, pictures: Sequence[Path], top: int, as_json: bool) -> None:
+    """Print the most likely classes of pictures."""
+    from fatnn_rs.zoo import Classifier
+
+    arrays = [str(path) for path in pictures if path.suffix == ".npy"]
+    if arrays:
+        raise ConfigError(f"{arrays[0]}: give one array, or pictures, but not both")
+    classifier = Classifier(network)
+    found = classifier.classify(pictures, top)
+    if as_json:
+        rows = [
+            {
+                "picture": str(path),
+                "classes": [{"name": name, "probability": share} for name, share in ranking],
+            }
+            for path, ranking in zip(pictures, found, strict=True)
+        ]
+        print(json.dumps(rows))
+        return
+    for path, ranking in zip(pictures, found, strict=True):
+        print(path)
+        width = max(len(name) for name, _ in ranking)
+        for name, share in ranking:
+            print(f"  {name:<{width}}  {share:6.1%}")
+
+
+def show_zoo(name: str | None, as_json: bool) -> None:
+    """List the networks that come with the package, or print a card."""
+    from fatnn_rs import zoo
+
+    if name is not None:
+        card = zoo.card(name)
+        print(json.dumps(asdict(card)) if as_json else card)
+        return
+    cards = {name: zoo.card(name) for name in zoo.names()}
+    if as_json:
+        print(json.dumps({name: asdict(card) for name, card in cards.items()}))
+        return
+    width = max(map(len, cards))
+    for name, card in cards.items():
+        size = zoo.path(name).stat().st_size / 1024
+        print(f"{name:<{width}}  {card.accuracy:.2%}  {size:4.0f} KiB  {card.description}")
+
+
+def trained_recipe(network: Path) -> dict[str, Any]:
+    """Return the recipe in a network's card."""
+    path = network.with_suffix(".json")
+    if not path.is_file():
+        raise ConfigError(
+            f"{network}: there is no card {path.name} next to it that has its recipe; give --config"
+        )
+    return read_card(path).recipe
+
+
+def read_report(network: Path) -> Report:
+    """Describe a network, with what runs in torch if torch is installed."""
+    if _has_torch():
+        report: Report = fatnn_rs.load(network).report
+        return report
+    from fatnn_rs import numpy_network
+
+    return numpy_network.read_report(network)
+
+
+def _has_torch() -> bool:
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
