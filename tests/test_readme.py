@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import fatnn_rs
 from fatnn_rs.quant import QUANTIZERS
@@ -17,11 +18,16 @@ TRAINING = README.parent / "docs" / "training.md"
 def test_readme_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(r"```python\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    picture, training = blocks
     monkeypatch.chdir(tmp_path)
+    Image.effect_mandelbrot((50, 40), (-2, -2, 2, 2), 50).save("picture.png")
     torch.manual_seed(0)
     names: dict[str, object] = {}
-    exec(compile(code, str(README), "exec"), names)
+    exec(compile(picture, str(README), "exec"), names)
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"(\w+ [\d.]+%\n){5}", printed), printed
+    exec(compile(training, str(README), "exec"), names)
     printed = capsys.readouterr().out
     assert re.search(r"^0 of [\d,]+ codes differ", printed, re.MULTILINE), printed
     assert (tmp_path / "digits.safetensors").is_file()
