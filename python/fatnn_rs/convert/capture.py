@@ -165,7 +165,7 @@ def _run_repeatedly(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, 
 
 
 def _foreign(outputs: Any) -> str:
-    """Name the class of an output that holds tensors out of sight, such as a cache; else ""."""
+    """Name the class of an output that is no known container, such as a cache; "" if none is."""
     for leaf in leaves(plain(outputs)):
         if not isinstance(leaf, Tensor) and getattr(leaf, "__dict__", None):
             return type(leaf).__name__
@@ -209,7 +209,7 @@ def _check_state(
     Raises
     ------
     ConversionError
-        If they differ: the first call changed the model's state.
+        If the results differ: the first call changed the model's state.
     """
     others = other_values(arguments, 1.25)
     watch = _AsksFormat()

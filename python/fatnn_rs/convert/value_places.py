@@ -2,8 +2,8 @@
 
 The engine runs a layer, its BatchNorm, its clamp, the addition of a residual and another clamp as
 one operation, and a quantized layer rounds its input itself. So a value is rounded where such a
-chain ends, and only if something else than quantized layers reads it. Operations that only move
-values read through: a value is rounded before a max-pool, a reshape or an upsampling, not after.
+chain ends, and only if anything other than quantized layers reads it. Operations that only move
+values do not count as readers: a value is rounded before a max-pool, a reshape or an upsampling.
 
 Softmax and the products of attention read floats. What the network returns stays float, too.
 """
@@ -109,7 +109,7 @@ def _ends_layer(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class _Read:
-    """A read of a value: the node, and whether elements were moved on the way."""
+    """A read of a value: the reading node, and whether nodes in between move elements."""
 
     node: Node
     moved: bool
@@ -170,7 +170,7 @@ class _Finder:
         return inner
 
     def _wants(self, node: Node, cats: set[str]) -> bool:
-        """Whether a value is to be rounded; ``cats`` are the later ones whose inputs are."""
+        """Whether to round a value; ``cats`` are later ``cat`` nodes that read rounded values."""
         reads = [read for read in self._reads[node.name] if self._demands(read.node, cats)]
         if not reads or node.dtype != "float32":
             return False
@@ -183,7 +183,7 @@ class _Finder:
         return two_sums or not _continues_chain(reader)
 
     def _demands(self, reader: Node, cats: set[str]) -> bool:
-        """Whether a reader reads eight bits where it can."""
+        """Whether the values that a node reads should be rounded."""
         if _is_quantized_layer(reader) or reader.op in _ROLES["floats"]:
             return False
         if reader.op == "cat":
@@ -191,7 +191,7 @@ class _Finder:
         return reader.name not in self._inner
 
     def _place(self, node: Node) -> str | None:
-        """Return the value to round: this one, or if torch does not have it, what it becomes."""
+        """Return the value to round: this one or, if it is not allowed, the result of moving it."""
         while node.name not in self._allowed:
             users = self._users[node.name]
             if len(users) != 1 or users[0] is None or not _moves(users[0]):

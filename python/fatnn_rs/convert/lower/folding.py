@@ -2,7 +2,8 @@
 
 They become constants. If the batch size is free, each value is computed at two batch sizes. A value
 that only repeats along its first dimension becomes one sample, which is repeated for every batch.
-All sizes but the batch are the example's, and the inputs are then fixed to these sizes.
+All sizes but the batch are those of the example, and the network then accepts only inputs of these
+sizes.
 """
 
 from __future__ import annotations

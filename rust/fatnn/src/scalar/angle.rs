@@ -60,7 +60,8 @@ fn short(x: f64) -> (i64, f64) {
     (turns as i64, x - turns * HIGH - turns * LOW)
 }
 
-/// The same for large angles, by integers: 104 bits of 2/π that matter for the angle's exponent.
+/// The quarter turns of a larger angle, and the rest, by integer arithmetic on the 104 bits of 2/π
+/// that matter for its exponent.
 fn long(x: f32) -> (i64, f64) {
     const FRACTION: u32 = 102;
     let bits = x.to_bits();
