@@ -98,10 +98,10 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> list[Undo]:
 
 
 def _setter(store: Any, key: Any, value: Any) -> Undo:
-    def back() -> None:
+    def restore() -> None:
         store[key] = value
 
-    return back
+    return restore
 
 
 def _replaced(

@@ -88,7 +88,7 @@ def _sizes(name: str, wanted: Any, example: Tensor) -> tuple[Size, ...]:
         made = _size(f"{where}, dimension {dim}", dim % example.dim(), one, size)
         if made is None:
             continue
-        if not made.holds(size):
+        if not made.allows(size):
             raise ConfigError(
                 f"{where}, dimension {dim}: the example has size {size}, which is not "
                 f"{made.described()}; give an example of an allowed size, or another range"

@@ -82,7 +82,7 @@ def find_places(graph: Graph, allowed: set[str]) -> Places:
     allowed
         Names of the values that can be rounded.
     """
-    return _Finder(graph, allowed).places()
+    return _PlaceFinder(graph, allowed).places()
 
 
 def _moves(node: Node) -> bool:
@@ -115,7 +115,7 @@ class _Read:
     moved: bool
 
 
-class _Finder:
+class _PlaceFinder:
     """The search in one graph."""
 
     def __init__(self, graph: Graph, allowed: set[str]) -> None:
@@ -135,7 +135,7 @@ class _Finder:
                 continue
             if node.op == "cat" and node.dtype == "float32" and self._join_inputs(node):
                 cats.add(node.name)
-            elif self._wants(node, cats) and (place := self._place(node)) is not None:
+            elif self._should_round(node, cats) and (place := self._place(node)) is not None:
                 chosen.add(place)
         order = {node.name: i for i, node in enumerate(self._graph.nodes)}
         groups: dict[str, list[str]] = {}
@@ -169,9 +169,11 @@ class _Finder:
                 inner.add(node.name)
         return inner
 
-    def _wants(self, node: Node, cats: set[str]) -> bool:
+    def _should_round(self, node: Node, cats: set[str]) -> bool:
         """Whether to round a value; ``cats`` are later ``cat`` nodes that read rounded values."""
-        reads = [read for read in self._reads[node.name] if self._demands(read.node, cats)]
+        reads = [
+            read for read in self._reads[node.name] if self._should_read_rounded(read.node, cats)
+        ]
         if not reads or node.dtype != "float32":
             return False
         if len(self._reads[node.name]) > 1 or not _ends_layer(node):
@@ -182,7 +184,7 @@ class _Finder:
         two_sums = node.op == "add" and reader.op == "add"
         return two_sums or not _continues_chain(reader)
 
-    def _demands(self, reader: Node, cats: set[str]) -> bool:
+    def _should_read_rounded(self, reader: Node, cats: set[str]) -> bool:
         """Whether the values that a node reads should be rounded."""
         if _is_quantized_layer(reader) or reader.op in _ROLES["floats"]:
             return False

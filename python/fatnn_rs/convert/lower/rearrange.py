@@ -23,7 +23,7 @@ __all__ = ["FUNCTIONS", "METHODS"]
 
 def batch_source(ctx: Lowering, value: Any) -> fx.Node | None:
     """Return the tensor whose batch size an argument reads, or None."""
-    if isinstance(value, _First):
+    if isinstance(value, _BatchSize):
         return value.source
     if not isinstance(value, fx.Node):
         return None
@@ -43,7 +43,7 @@ def batch_source(ctx: Lowering, value: Any) -> fx.Node | None:
 
 def _number(ctx: Lowering, value: Any) -> int | None:
     """Return an integer; a computed one as it was for the example. None for anything else."""
-    if isinstance(value, _First):
+    if isinstance(value, _BatchSize):
         return value.size
     if isinstance(value, fx.Node):
         value = ctx.seen(value).value
@@ -51,7 +51,7 @@ def _number(ctx: Lowering, value: Any) -> int | None:
 
 
 @dataclass(frozen=True)
-class _First:
+class _BatchSize:
     """The batch size of a tensor, as one entry of a ``shape`` that forward reads."""
 
     source: fx.Node
@@ -82,7 +82,7 @@ def _shape_entries(ctx: Lowering, value: Any) -> list[Any] | None:
     first, *rest = ctx.shape(source)
     if rest:
         ctx.fixed_size_values.append(name)
-    return [_First(source, first), *rest]
+    return [_BatchSize(source, first), *rest]
 
 
 def _computed_sizes(ctx: Lowering, shape: tuple[Any, ...]) -> list[Any]:

@@ -44,7 +44,7 @@ impl Encoder {
     }
 
     /// An encoder that first raises values to at least `floor`.
-    pub fn above(self, floor: f32) -> Self {
+    pub fn with_floor(self, floor: f32) -> Self {
         let low = if floor > f32::NEG_INFINITY { floor * self.inv_step } else { self.low };
         Encoder { low: self.low.max(low).min(self.high), ..self }
     }

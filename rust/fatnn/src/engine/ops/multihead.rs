@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::products::{BLOCK, Head, default_scale};
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
+};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::op::AttentionMasks;
 use crate::kernels::{CacheLine, Matrix, product};
@@ -138,7 +140,7 @@ impl Operation for Multihead {
         Ok((self.measure(inputs)?.0, Box::new(MultiheadStep { layer: self, sizes })))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (vec![Order::RowMajor; inputs.len()], Order::RowMajor) // small: an order each
     }
 

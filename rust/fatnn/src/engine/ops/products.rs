@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::engine::value::{
-    Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value,
+    Cost, ExecutableOp, MAX_RANK, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
 };
 use crate::error::{Result, bad_value};
 use crate::kernels::rows::{AttentionSoftmax, run};
@@ -81,7 +81,7 @@ fn matrix(value: &Value) -> Option<[usize; 2]> {
 }
 
 /// Inputs and result are all row-major.
-fn row_major(inputs: &[Ordered]) -> (Vec<Order>, Order) {
+fn row_major(inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
     (vec![Order::RowMajor; inputs.len()], Order::RowMajor) // small: an order each
 }
 
@@ -114,7 +114,7 @@ impl Operation for Matmul {
         Ok((output, Box::new(MatmulStep { sizes: [trailing[0], trailing[1], k], batch })))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         row_major(inputs)
     }
 }
@@ -219,7 +219,7 @@ impl Operation for Attention {
         ))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         row_major(inputs)
     }
 }
