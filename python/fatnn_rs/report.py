@@ -58,7 +58,7 @@ _FIGURES = (
 )
 
 
-def _named(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return f"{', '.join(names[:MAX_NAMES])}{more}"
 
@@ -285,7 +285,7 @@ class Report:
         for found in self.not_fused:
             together.setdefault((found.rewrite, found.reason), []).append(found.layer)
         for (rewrite, reason), layers in together.items():
-            lines.append(f"not fused: {_named(layers)} ({rewrite}), because {reason}")
+            lines.append(f"not fused: {_list_names(layers)} ({rewrite}), because {reason}")
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def _why_in_torch(self) -> list[str]:
@@ -294,7 +294,7 @@ class Report:
         for row in self.rows:
             if row.reason:
                 together.setdefault(row.reason, []).append(row.name)
-        return [f"in torch: {_named(names)}, because {why}" for why, names in together.items()]
+        return [f"in torch: {_list_names(names)}, because {why}" for why, names in together.items()]
 
 
 def runs(op: str, in_engine: bool) -> str:

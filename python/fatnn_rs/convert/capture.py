@@ -175,7 +175,7 @@ def _opaque_class(outputs: Any) -> str:
 def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
     """Multiply floating-point tensors by a factor and reverse the order of their samples."""
 
-    def changed(value: Any) -> Any:
+    def scaled_and_reversed(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value.clone() if isinstance(value, Tensor) else value
         made = torch.empty_strided(
@@ -183,7 +183,7 @@ def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
         )
         return made.copy_((value.flip(0) if value.dim() else value) * factor)
 
-    return tuple(pytree.tree_map(changed, list(arguments)))
+    return tuple(pytree.tree_map(scaled_and_reversed, list(arguments)))
 
 
 def _check_again(used: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:

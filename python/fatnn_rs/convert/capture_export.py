@@ -287,18 +287,18 @@ def _marked(
 
 @contextmanager
 def _masks_not_read() -> Iterator[None]:
-    """Let torch's transformers ask for no value of a mask while they are exported.
+    """Keep torch's transformer layers from comparing masks with a causal mask during export.
 
-    Without ``is_causal``, they compare the mask with a causal one to find out. Where that is
-    unknown, the mask is read as any other, with the same result.
+    They do so if ``is_causal`` is not given, and export cannot trace it. A causal mask that is
+    treated as any other mask gives the same result.
     """
     detect = transformer._detect_is_causal_mask
 
-    def asked(mask: Any, is_causal: Any = None, size: Any = None) -> bool:
+    def declared_causal(mask: Any, is_causal: Any = None, size: Any = None) -> bool:
         return is_causal is True
 
     try:
-        transformer._detect_is_causal_mask = asked
+        transformer._detect_is_causal_mask = declared_causal
         yield
     finally:
         transformer._detect_is_causal_mask = detect

@@ -135,12 +135,12 @@ def _layer_inputs(
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def hook(name: str) -> Callable[..., None]:
-        def see(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def record_input(module: nn.Module, args: Any, kwargs: Any) -> None:
             leaves = pytree.tree_leaves((args, kwargs))
             x = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
             seen[name].append(x.detach().clone())
 
-        return see
+        return record_input
 
     hooks = [
         layer.register_forward_pre_hook(hook(name), with_kwargs=True)

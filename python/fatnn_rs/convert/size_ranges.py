@@ -169,7 +169,7 @@ def limit_sizes(
             if size.least != size.most:
                 _check_free(f"argument {name!r}", nodes[places[name]], size, net.graph.notes)
     for which in ("least", "most"):
-        _try(net, model, tensors, wanted, places, which)
+        _check_extremes(net, model, tensors, wanted, places, which)
     return tuple(replace(a, sizes=wanted.get(a.name, ())) for a in arguments)
 
 
@@ -198,7 +198,7 @@ def _check_free(where: str, node: Node, size: Size, notes: Sequence[str]) -> Non
 _MAX_GROWTH = 4
 
 
-def _try(
+def _check_extremes(
     net: TernaryNetwork,
     model: nn.Module,
     tensors: tuple[Any, ...],

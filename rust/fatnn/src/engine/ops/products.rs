@@ -63,7 +63,7 @@ impl Batch {
         result
     }
 
-    fn at(&self, mut index: usize) -> usize {
+    fn offset(&self, mut index: usize) -> usize {
         let mut at = 0;
         for i in (0..self.rank).rev() {
             at += index % self.sizes[i] * self.steps[i];
@@ -140,8 +140,8 @@ impl ExecutableOp for MatmulStep {
             while done * n < out.len() {
                 let (index, row) = ((first + done) / m, (first + done) % m);
                 let count = (BLOCK - row % BLOCK).min(m - row).min(out.len() / n - done);
-                let a = &a[self.batch[0].at(index)..][row * k..][..count * k];
-                let b = &b[self.batch[1].at(index)..][..k * n];
+                let a = &a[self.batch[0].offset(index)..][row * k..][..count * k];
+                let b = &b[self.batch[1].offset(index)..][..k * n];
                 let out = &mut out[done * n..][..count * n];
                 product([count, n, k], Matrix(a, [k, 1]), Matrix(b, [n, 1]), out);
                 done += count;
@@ -281,7 +281,7 @@ impl ExecutableOp for AttentionStep {
         let cost = out.len().saturating_mul(s).saturating_mul(16);
         parallel::try_for_each_rows(out, l * vd, 1, cost, |first, out| {
             for (i, out) in out.chunks_exact_mut(l * vd).enumerate() {
-                let part = |n: usize| &inputs[n].floats()[self.batch[n].at(first + i)..];
+                let part = |n: usize| &inputs[n].floats()[self.batch[n].offset(first + i)..];
                 let head = Head {
                     q: Matrix(part(0), [d, 1]),
                     k: Matrix(part(1), [d, 1]),
