@@ -1,4 +1,4 @@
-"""Ranges of input sizes that the user asks for, in the words of ``torch.export``."""
+"""Ranges of input sizes that the user asks for, in the notation of ``torch.export``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def wanted_sizes(
         if name not in examples:
             raise ConfigError(
                 f"dynamic_shapes: argument {name!r} is no tensor, so it has no sizes to limit; "
-                "give None for it. Tensors in containers keep the sizes that the model leaves free"
+                "give None for it. Tensors in containers may have all sizes that the model allows"
             )
         made[name] = _sizes(name, wanted, examples[name])
     _check_equal(made, examples)

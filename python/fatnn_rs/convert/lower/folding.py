@@ -1,8 +1,8 @@
 """Fold values that depend only on sizes, such as positions, position masks and index tables.
 
-They become constants. If the batch size is free, each value is computed at two batch sizes. A value
-that only repeats along its first dimension becomes one sample, which is repeated for every batch.
-All sizes but the batch are those of the example, and the network then accepts only inputs of these
+They become constants. If the batch size is dynamic, each value is computed at two batch sizes. A
+value that only repeats along its first dimension becomes one sample, which is repeated for every
+batch. All other sizes are those of the example, and the network then accepts only inputs of these
 sizes.
 """
 

@@ -1,7 +1,7 @@
 """Calls that change a tensor's shape or the order of its dimensions.
 
 A size that forward computes is replaced by its value for the example, and the network then accepts
-only inputs of the example's sizes. Only the batch size stays free: forward may read it from
+only inputs of the example's sizes. Only the batch size is dynamic: forward may read it from
 dimension 0 of a tensor and use it for dimension 0 of a new shape.
 """
 

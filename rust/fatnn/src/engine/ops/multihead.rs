@@ -47,8 +47,8 @@ enum Mask {
     EachHead,
     /// One row for every image.
     Keys,
-    /// The sum of a row for every image and one of the above: one matrix for every image, or, if
-    /// `true`, for every head of every image too.
+    /// [`Mask::Keys`] plus [`Mask::EachHead`] (if `true`) or [`Mask::Scores`]: one matrix for every
+    /// head of every image, or for every image.
     Both(bool),
 }
 
