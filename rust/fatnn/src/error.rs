@@ -125,7 +125,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The worker threads could not be started.
-    #[error("cannot start {threads} worker threads: {why}; set FATNN_NUM_THREADS to less")]
+    #[error(
+        "cannot start {threads} worker threads: {why}; \
+         use fewer, by set_num_threads or FATNN_NUM_THREADS"
+    )]
     Threads {
         /// The number of threads requested.
         threads: usize,
