@@ -276,7 +276,7 @@ def _set_threads(threads: int | None) -> None:
 @app.command()
 def inspect(network: Network, as_json: Json = False) -> None:
     """Show the layers of a saved network and where each runs."""
-    if _is_installed("torch"):
+    if _has("torch"):
         report = _load(network).report
     else:
         from fatnn_rs.numpy_network import read_report
@@ -315,7 +315,7 @@ def run(
             f"{array.dtype}; save array.astype(numpy.float32)"
         )
     given: Any = np.ascontiguousarray(array)
-    if _is_installed("torch"):
+    if _has("torch"):
         import torch
 
         given = torch.from_numpy(given)
@@ -434,7 +434,7 @@ def _require(module: str, package: str) -> None:
         ) from error
 
 
-def _is_installed(module: str) -> bool:
+def _has(module: str) -> bool:
     try:
         import_module(module)
     except ModuleNotFoundError:
