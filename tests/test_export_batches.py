@@ -1,4 +1,4 @@
-"""Batch sizes at which a model branches, exported by torch.export."""
+"""Models that branch on the batch size, captured by torch.export."""
 
 from __future__ import annotations
 

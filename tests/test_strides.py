@@ -19,7 +19,7 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def check(model: nn.Module, x: Tensor, path: Path) -> Any:
-    """Quantize layer ``q`` alone; compare at two batch sizes, and what a file holds, too."""
+    """Quantize only layer ``q``; compare at two batch sizes, also after saving and loading."""
     floats = [n for n, m in model.named_modules() if isinstance(m, _LAYERS) and n != "q"]
     prepare(model, TernaryConfig(first="ternary", last="ternary", skip=tuple(floats)), x)
     model.eval()

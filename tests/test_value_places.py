@@ -25,19 +25,19 @@ from value_nets import (
 @pytest.mark.parametrize(
     ("build", "shape", "wanted"),
     [
-        # Only what a residual adds, and before the max-pool.
+        # Only the value that a residual adds. It is rounded before the max-pool.
         (Stem, IMAGE, {"stem_2"}),
-        # What SiLU reads, what it gives, and both factors of the product; the mean feeds a layer.
+        # Inputs and outputs of SiLU and hardsigmoid. A layer reads the mean.
         (Squeeze, IMAGE, {"body_1", "silu", "up", "hardsigmoid"}),
         # One step for everything that is joined.
         (Join, IMAGE, {"relu"}),
-        # The residual stream, and what GELU reads. What GELU gives feeds a layer.
+        # The residual stream, and the input of GELU. A layer reads its output.
         (Attention, TOKENS, {"embed", "add"}),
-        # The value inside; the output stays float.
+        # Only the inner value; the output stays float.
         (Returned, IMAGE, {"relu"}),
         # Codes between all layers.
         (Vgg, (2, 3, 12, 12), set()),
-        # Blocks before those with a shortcut layer feed layers only.
+        # Not the first block: only layers of the next block, one of them its shortcut, read it.
         (ResNet, (2, 3, 32, 32), {"stem_2", "layers_1_relu_1", "layers_2_relu_1"}),
     ],
 )

@@ -31,7 +31,7 @@ def markdown(results: dict[str, Any], plots: Sequence[str] = ()) -> str:
         _method(results),
         *(f"![{name}]({name})" for name in plots),
         "## Theory and practice",
-        _theory(results),
+        _passes_table(results),
         "## Layers",
         *_layers(results),
         "## Networks",
@@ -115,7 +115,7 @@ def _noise_text(results: dict[str, Any]) -> str:
     return f" (95th percentile: {'; '.join(found)})" if found else ""
 
 
-def _theory(results: dict[str, Any]) -> str:
+def _passes_table(results: dict[str, Any]) -> str:
     """Compare passes over bits in theory and in the kernels with measured times."""
     layers = first_per_name(cases_of(results, "layer"))
     head = ["rung", "weights", "activations", "theory", "kernels run", "theory, of 2N"]

@@ -368,7 +368,7 @@ def _write(options: CompareOptions, results: dict[str, Any]) -> None:
         for key, value in machine["versions"].items()
         if key in ("fatnn-rs", "torch")
     )
-    spread = _spread(results)
+    spread = _seeds_caption(results)
     epochs = [recipe[phase]["epochs"] for phase in ("float", "ternary")]
     text = [
         f"# {name}",
@@ -395,7 +395,7 @@ def _write(options: CompareOptions, results: dict[str, Any]) -> None:
     _draw(results, options.results / f"{name}.png")
 
 
-def _spread(results: dict[str, Any]) -> str:
+def _seeds_caption(results: dict[str, Any]) -> str:
     seeds = results["seeds"]
     return f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
 
@@ -428,7 +428,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
     bars.set_yticks(list(places), [row["title"] for row in rows])
     bars.invert_yaxis()
     bars.grid(axis="x", alpha=0.3)
-    bars.set(xlabel="test accuracy, %", title=_spread(results))
+    bars.set(xlabel="test accuracy, %", title=_seeds_caption(results))
     for row, colour in zip(rows, colours, strict=True):
         points = [100 * mean(values) for values in zip(*row["curves"], strict=True)]
         curves.plot(range(1, len(points) + 1), points, color=colour, label=row["title"])

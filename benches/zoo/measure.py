@@ -120,7 +120,7 @@ def measure(name: str, rounds: int) -> Row:
         with torch.inference_mode():
             keyed = {str(number): call for number, call in enumerate(calls.values())}
             times = dict(zip(calls, interleaved(keyed, rounds).values(), strict=True))
-    _fill(row, times)
+    _add_cells(row, times)
     row.seconds = round(time.perf_counter() - start, 1)
     return row
 
@@ -148,7 +148,7 @@ def _peers(
     return calls
 
 
-def _fill(row: Row, times: dict[tuple[str, str], list[float]]) -> None:
+def _add_cells(row: Row, times: dict[tuple[str, str], list[float]]) -> None:
     """Add a cell per candidate, with the times of its fastest variant."""
     ours = {column: times[column, ""] for column in OURS if (column, "") in times}
     for name in dict.fromkeys(name for name, _ in times):

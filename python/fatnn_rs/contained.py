@@ -19,10 +19,10 @@ def contained(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield modules in a module's own attributes, named ``name[index]`` or ``name[key]``."""
     for name, value in list(vars(module).items()):
         if name not in _STORES and not name.startswith("_"):
-            yield from _inside(name, value, set())
+            yield from _modules_inside(name, value, set())
 
 
-def _inside(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+def _modules_inside(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(value, nn.Module):
         yield name, value
         return
@@ -31,7 +31,7 @@ def _inside(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Mod
     seen.add(id(value))
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in list(items):
-        yield from _inside(f"{name}[{str(key).replace('.', '/')}]", item, seen)
+        yield from _modules_inside(f"{name}[{str(key).replace('.', '/')}]", item, seen)
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -85,23 +85,23 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> list[Undo]:
     for _, module in list(named_modules(model)):
         for key, child in list(module._modules.items()):
             if child is not None and child in new:
-                undo.insert(0, _setter(module._modules, key, child))
+                undo.insert(0, _undo_assignment(module._modules, key, child))
                 module._modules[key] = new[child]
         for name, value in list(vars(module).items()):
             if name in _STORES or name.startswith("_"):
                 continue
             made = _replaced(value, new, undo, set())
             if made is not value:
-                undo.insert(0, _setter(vars(module), name, value))
+                undo.insert(0, _undo_assignment(vars(module), name, value))
                 vars(module)[name] = made
     return undo
 
 
-def _setter(store: Any, key: Any, value: Any) -> Undo:
-    def back() -> None:
+def _undo_assignment(store: Any, key: Any, value: Any) -> Undo:
+    def restore() -> None:
         store[key] = value
 
-    return back
+    return restore
 
 
 def _replaced(
@@ -125,6 +125,6 @@ def _replaced(
         items = [changed.get(i, item) for i, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     for key, made in changed.items():
-        undo.insert(0, _setter(value, key, value[key]))
+        undo.insert(0, _undo_assignment(value, key, value[key]))
         value[key] = made
     return value

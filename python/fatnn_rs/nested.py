@@ -12,7 +12,7 @@ from typing import Any
 
 from fatnn_rs.errors import InputError
 
-__all__ = ["TENSOR", "Nested", "equal", "nested_from_json", "shown"]
+__all__ = ["TENSOR", "Nested", "describe_value", "equal", "nested_from_json"]
 
 #: Kinds of :class:`Nested` that a file holds, and their Python types.
 _PLAIN = {"list": list, "tuple": tuple, "dict": dict}
@@ -64,14 +64,14 @@ class Nested:
             yield given
         elif self.kind == "constant":
             if not equal(given, self.value):
-                raise _refusal(where, shown(self.value), shown(given))
+                raise _refusal(where, describe_value(self.value), describe_value(given))
         else:
             yield from self._inside(given, where)
 
     def _inside(self, given: Any, where: str) -> Iterator[Any]:
         wanted = _PLAIN.get(self.kind, self.type)
         if type(given) is not wanted:
-            raise _refusal(where, self.describe(), shown(given))
+            raise _refusal(where, self.describe(), describe_value(given))
         keys, items = self._keys_and_items(given)
         if keys != self.keys or len(items) != len(self.items):
             raise _refusal(where, self.describe(), _container(type(given), keys, len(items)))
@@ -89,7 +89,7 @@ class Nested:
     def describe(self) -> str:
         """Describe the argument for messages."""
         if self.kind in ("tensor", "constant"):
-            return "a tensor" if self.kind == "tensor" else shown(self.value)
+            return "a tensor" if self.kind == "tensor" else describe_value(self.value)
         kind = self.type or _PLAIN[self.kind]
         return _container(kind, self.keys, len(self.items))
 
@@ -164,7 +164,7 @@ def equal(one: Any, other: Any) -> bool:
         return False
 
 
-def shown(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Show a value in a message."""
     plain = isinstance(value, (type(None), bool, int, float, str))
     if plain:

@@ -58,7 +58,7 @@ _FIGURES = (
 )
 
 
-def _named(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return f"{', '.join(names[:MAX_NAMES])}{more}"
 
@@ -158,33 +158,33 @@ class Report:
     profile: Profile | None = None
     refused: str = ""
 
-    def _multiplying(self, what: str) -> list[ReportRow]:
+    def _rows_with_products(self, what: str) -> list[ReportRow]:
         return [row for row in self.rows if products_of(row.op) == what]
 
     @property
     def layers_ternary(self) -> int:
         """Number of convolutions and linear layers that run on codes."""
-        return len(self._multiplying("codes"))
+        return len(self._rows_with_products("codes"))
 
     @property
     def bytes_packed(self) -> int:
         """Bytes in a file of the weights of all layers that run on codes."""
-        return sum(row.packed_bytes for row in self._multiplying("codes"))
+        return sum(row.packed_bytes for row in self._rows_with_products("codes"))
 
     @property
     def layers_int8(self) -> int:
         """Number of convolutions and linear layers that run on 8-bit integers."""
-        return len(self._multiplying("int8"))
+        return len(self._rows_with_products("int8"))
 
     @property
     def bytes_int8(self) -> int:
         """Bytes in a file of all int8 weights."""
-        return sum(row.packed_bytes for row in self._multiplying("int8"))
+        return sum(row.packed_bytes for row in self._rows_with_products("int8"))
 
     @property
     def macs_ternary(self) -> int:
         """Multiply-accumulates on codes."""
-        return sum(row.macs for row in self._multiplying("codes"))
+        return sum(row.macs for row in self._rows_with_products("codes"))
 
     @property
     def macs_float(self) -> int:
@@ -194,7 +194,7 @@ class Report:
     @property
     def macs_int8(self) -> int:
         """Multiply-accumulates on 8-bit integers."""
-        return sum(row.macs for row in self._multiplying("int8"))
+        return sum(row.macs for row in self._rows_with_products("int8"))
 
     @property
     def macs_total(self) -> int:
@@ -285,7 +285,7 @@ class Report:
         for found in self.not_fused:
             together.setdefault((found.rewrite, found.reason), []).append(found.layer)
         for (rewrite, reason), layers in together.items():
-            lines.append(f"not fused: {_named(layers)} ({rewrite}), because {reason}")
+            lines.append(f"not fused: {_list_names(layers)} ({rewrite}), because {reason}")
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def _why_in_torch(self) -> list[str]:
@@ -294,7 +294,7 @@ class Report:
         for row in self.rows:
             if row.reason:
                 together.setdefault(row.reason, []).append(row.name)
-        return [f"in torch: {_named(names)}, because {why}" for why, names in together.items()]
+        return [f"in torch: {_list_names(names)}, because {why}" for why, names in together.items()]
 
 
 def runs(op: str, in_engine: bool) -> str:

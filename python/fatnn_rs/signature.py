@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fatnn_rs.errors import FormatError, InputError
-from fatnn_rs.nested import Nested, equal, nested_from_json, shown
+from fatnn_rs.nested import Nested, describe_value, equal, nested_from_json
 
 __all__ = ["NOTHING", "Argument", "Size", "argument_to_json", "arguments_from_json", "bind_call"]
 
@@ -45,7 +45,7 @@ class Size:
     least: int
     most: int | None = None
 
-    def holds(self, size: int) -> bool:
+    def allows(self, size: int) -> bool:
         """Whether a size is allowed."""
         return self.least <= size and (self.most is None or size <= self.most)
 
@@ -150,8 +150,8 @@ def bind_call(
         if not equal(value, argument.constant):
             raise InputError(
                 f"argument {argument.name!r}: the network was converted for {argument.constant!r}, "
-                f"got {shown(value)}; give {argument.constant!r}, or convert the model again with "
-                "the value you want"
+                f"got {describe_value(value)}; give {argument.constant!r}, or convert the model "
+                "again with the value you want"
             )
     return tensors
 
@@ -166,7 +166,7 @@ def _check_sizes(argument: Argument, value: Any, equal: dict[str, tuple[str, int
             continue
         got = shape[size.dim]
         where = f"argument {argument.name!r}, dimension {size.dim}"
-        if not size.holds(got):
+        if not size.allows(got):
             name = f" ({size.name})" if size.name else ""
             raise InputError(
                 f"{where}{name}: the network was converted for sizes {size.described()}, got {got} "

@@ -298,7 +298,7 @@ def _judged(call: _Call, space: dict[str, Any], label: str, source: str) -> Outc
             )
     except Exception:
         pass
-    tensors = [t for t in _tensors(call, space) if isinstance(t, torch.Tensor)]
+    tensors = [t for t in _argument_values(call, space) if isinstance(t, torch.Tensor)]
     if any(t.is_meta for t in tensors) and not result.is_meta:
         return Outcome(FINDING, f"{call.name}: a meta tensor among others gives memory", "", source)
     if result.is_meta and not all(t.is_meta for t in tensors):
@@ -312,7 +312,7 @@ def _judged(call: _Call, space: dict[str, Any], label: str, source: str) -> Outc
     return Outcome(OK)
 
 
-def _tensors(call: _Call, space: dict[str, Any]) -> list[Any]:
+def _argument_values(call: _Call, space: dict[str, Any]) -> list[Any]:
     inside = call.call[call.call.index("(") :]
     try:
         return list(eval(f"dict{inside}", space).values())

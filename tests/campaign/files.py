@@ -80,7 +80,7 @@ def _inputs(net: Any) -> list[np.ndarray[Any, Any]]:
 
 
 def _graph_inputs(graph: Any) -> list[list[int]]:
-    """Return shapes of inputs from the graph, for networks loaded into torch."""
+    """Return small input shapes by the graph's nodes, for networks that torch runs."""
     shapes = []
     try:
         for node in graph["nodes"]:

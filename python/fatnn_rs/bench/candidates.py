@@ -107,7 +107,7 @@ def build_candidate(
         peer.describe,
         MEASURED,
         details=built.details,
-        amx=_amx(peer, built, has_amx),
+        amx=_uses_amx(peer, built, has_amx),
         error=worst,
         build_seconds=round(seconds, 3),
     )
@@ -138,7 +138,7 @@ def relative_error(answer: Any, wanted: list[np.ndarray]) -> float:
     return worst / scale if math.isfinite(worst) else math.inf
 
 
-def _amx(peer: Peer, built: BuiltPeer, has_amx: bool) -> str:
+def _uses_amx(peer: Peer, built: BuiltPeer, has_amx: bool) -> str:
     if not has_amx:
         return "no"
     if built.amx is not None:

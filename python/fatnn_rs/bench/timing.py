@@ -76,7 +76,7 @@ def interleaved(
         for done in range(rounds):
             first = done % len(names)
             for name in names[first:] + names[:first]:
-                times[name].append(_turn(calls[name], repeats[name], pause))
+                times[name].append(_time_turn(calls[name], repeats[name], pause))
             if on_round is not None:
                 on_round(done + 1)
     finally:
@@ -90,7 +90,7 @@ def ratios(times: Sequence[float], reference: Sequence[float]) -> list[float]:
     return [mine / other for mine, other in zip(times, reference, strict=True)]
 
 
-def _turn(call: Callable[[], object], repeats: int, pause: float) -> float:
+def _time_turn(call: Callable[[], object], repeats: int, pause: float) -> float:
     if pause:
         time.sleep(pause)
     call()

@@ -60,12 +60,13 @@ def convert(
         state or random numbers.
     example_inputs
         A tensor, a tuple of the model's positional arguments, or a dict of its arguments by name
-        (needed for keyword-only ones). Batch and image sizes stay free if the model leaves them
-        free. Arguments may be lists, tuples, dicts, named tuples, dataclasses and classes that are
-        registered with torch's pytree, of tensors and plain values; calls must be built as the
-        example. Ranks, channels, dtypes and the values of arguments that are not tensors are fixed.
-        Results are bit for bit the model's for inputs in the example's memory format (contiguous or
-        channels last). In another format torch's float layers may sum in another order.
+        (needed for keyword-only ones). Batch and image sizes are dynamic unless the model needs
+        fixed ones. Arguments may be lists, tuples, dicts, named tuples, dataclasses and classes
+        that are registered with torch's pytree, of tensors and plain values; calls must have the
+        structure of the example. Ranks, channels, dtypes and the values of arguments that are not
+        tensors are fixed. Results are bit for bit the model's for inputs in the example's memory
+        format (contiguous or channels last). In another format torch's float layers may sum in
+        another order.
     float_layers
         What runs float convolutions, linear layers and means. ``"torch"`` gives the eager model's
         bits. ``"rust"`` needs fewer calls, usually one for the whole network, but sums may differ
@@ -74,8 +75,8 @@ def convert(
         Limits on sizes, as for ``torch.export``: a tuple with one entry per argument, or a dict by
         argument names. An entry is None or a dict from dimensions to ``torch.export.Dim(name,
         min=..., max=...)``, a number, or None for the example's size. Calls outside of a range
-        are refused, and dimensions that share a Dim must have equal sizes. Other dimensions stay
-        as free as the model leaves them. The ends of each range are compared with the model.
+        are refused, and dimensions that share a Dim must have equal sizes. Other dimensions
+        are dynamic if the model allows it. The ends of each range are compared with the model.
     progress
         Whether to show phases and their times on standard error.
     values

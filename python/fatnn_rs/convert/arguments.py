@@ -138,14 +138,14 @@ def flatten_arguments(
     def forward(self: Any, *tensors: Any) -> Any:
         rest = iter(tensors)
 
-        def whole(structure: Any) -> Any:
+        def with_tensors(structure: Any) -> Any:
             return fill(
                 structure, lambda leaf: next(rest) if isinstance(leaf, Tensor) else leaf, build=True
             )
 
-        by_position = [whole(one) for one in structures]
+        by_position = [with_tensors(one) for one in structures]
         return super(made, self).forward(
-            *by_position, **{key: whole(one) for key, one in by_name.items()}
+            *by_position, **{key: with_tensors(one) for key, one in by_name.items()}
         )
 
     made: Any = type(type(model).__name__, (type(model),), {"forward": _with_names(forward, names)})

@@ -76,9 +76,9 @@ class Captured:
         Whether the model reads strides or memory formats, and so may branch on them.
     example
         The example's positional arguments.
-    first_sizes
-        fx node → first size of its value at another batch size. Empty until needed:
-        :mod:`fatnn_rs.convert.first_sizes`.
+    leading_sizes
+        fx node → size of dimension 0 of its value at another batch size. Empty until needed:
+        :mod:`fatnn_rs.convert.leading_sizes`.
     """
 
     graph: fx.Graph
@@ -94,13 +94,13 @@ class Captured:
     batch: SizeRange | None = None
     asks_format: bool = False
     example: tuple[Any, ...] = ()
-    first_sizes: dict[fx.Node, int] = field(default_factory=dict)
+    leading_sizes: dict[fx.Node, int] = field(default_factory=dict)
 
 
-class _AsksFormat(TorchFunctionMode):
+class _FormatReads(TorchFunctionMode):
     """Records whether code reads a tensor's strides, offset or address."""
 
-    _QUESTIONS = frozenset(
+    _READS = frozenset(
         {
             Tensor.is_contiguous,
             Tensor.stride,
@@ -112,10 +112,10 @@ class _AsksFormat(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = False
+        self.found = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.asked |= func in self._QUESTIONS
+        self.found |= func in self._READS
         return func(*args, **(kwargs or {}))
 
 
@@ -152,9 +152,9 @@ def _run_repeatedly(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, 
             f"{type(model).__name__} fails on the example inputs ({type(error).__name__}: "
             f"{error}); give inputs that the model accepts"
         ) from error
-    if foreign := _foreign(expected):
+    if opaque := _opaque_class(expected):
         raise ConversionError(
-            f"{type(model).__name__} returns a {foreign}, which a converted network cannot make; "
+            f"{type(model).__name__} returns a {opaque}, which a converted network cannot make; "
             "return tensors, plain values, and containers of them, or register the class with "
             "torch.utils._pytree. A transformers model returns its cache unless use_cache is "
             "False: set model.config.use_cache = False"
@@ -164,8 +164,8 @@ def _run_repeatedly(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, 
     return expected, asked
 
 
-def _foreign(outputs: Any) -> str:
-    """Name the class of an output that holds tensors out of sight, such as a cache; else ""."""
+def _opaque_class(outputs: Any) -> str:
+    """Name the class of an output that is no known container, such as a cache; "" if none is."""
     for leaf in leaves(plain(outputs)):
         if not isinstance(leaf, Tensor) and getattr(leaf, "__dict__", None):
             return type(leaf).__name__
@@ -175,7 +175,7 @@ def _foreign(outputs: Any) -> str:
 def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
     """Multiply floating-point tensors by a factor and reverse the order of their samples."""
 
-    def changed(value: Any) -> Any:
+    def scaled_and_reversed(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value.clone() if isinstance(value, Tensor) else value
         made = torch.empty_strided(
@@ -183,7 +183,7 @@ def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
         )
         return made.copy_((value.flip(0) if value.dim() else value) * factor)
 
-    return tuple(pytree.tree_map(changed, list(arguments)))
+    return tuple(pytree.tree_map(scaled_and_reversed, list(arguments)))
 
 
 def _check_again(used: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
@@ -209,17 +209,17 @@ def _check_state(
     Raises
     ------
     ConversionError
-        If they differ: the first call changed the model's state.
+        If the results differ: the first call changed the model's state.
     """
     others = other_values(arguments, 1.25)
-    watch = _AsksFormat()
+    watch = _FormatReads()
     try:
         with watch:  # this mode disables torch's fast paths, in both runs
             fresh, after = replica(model)(*copies(others)), used(*copies(others))
     except Exception:  # the model refuses the other values
         with watch:
             _check_again(used, arguments, expected)
-        return watch.asked
+        return watch.found
     if problem := same_values(fresh, after):
         _check_again(used, arguments, expected)
         raise ConversionError(
@@ -227,7 +227,7 @@ def _check_state(
             "keeps state from call to call, which a converted network does not; make forward a "
             "function of its arguments in eval mode"
         )
-    return watch.asked
+    return watch.found
 
 
 def _check_grad_mode(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
@@ -282,17 +282,18 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
     if isinstance(exported, Captured):
         exported.asks_format, exported.example = asks_format, arguments
         exported.notes.insert(
-            0, f"captured by torch.export, because torch.fx cannot trace it: {_short(traced)}"
+            0, f"captured by torch.export, because torch.fx cannot trace it: {_first_line(traced)}"
         )
         return exported
     raise ConversionError(
-        f"{type(model).__name__} cannot be captured. torch.fx: {_short(traced)}. torch.export: "
-        f"{_short(exported)}. Move Python that depends on values out of forward, or convert the "
-        "submodules that hold quantized layers with fatnn_rs.convert_submodule"
+        f"{type(model).__name__} cannot be captured. torch.fx: {_first_line(traced)}. "
+        f"torch.export: {_first_line(exported)}. Move Python that depends on values out of "
+        "forward, or convert the submodules that hold quantized layers with "
+        "fatnn_rs.convert_submodule"
     )
 
 
-def _short(reason: str) -> str:
+def _first_line(reason: str) -> str:
     """Return the first line, at most 300 characters."""
     line = reason.strip().splitlines()[0] if reason.strip() else "no reason given"
     return line if len(line) <= 300 else line[:297] + "..."

@@ -5,8 +5,8 @@ the model has a marker in the place of each known layer. A marker's forward call
 ``fatnn_rs::module_call(x, name)``: its fake kernel returns the layer's output shape, its real
 kernel calls the layer.
 
-Branches on sizes are decided by the example. Only the batch size stays free, in the range for which
-the branches go the same way. The network refuses other batch sizes.
+The example decides branches on sizes. Only the batch size is dynamic, in the range in which every
+branch is taken as in the example. The network refuses other batch sizes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fatnn_rs.convert.capture import Captured, copies
 from fatnn_rs.convert.capture_autocast import inline_autocast
 from fatnn_rs.convert.export_batches import (
     BOUND,
-    batch_is_free,
+    batch_is_dynamic,
     batch_range,
     describe_range,
     double_batch_of_one,
@@ -287,18 +287,18 @@ def _marked(
 
 @contextmanager
 def _masks_not_read() -> Iterator[None]:
-    """Let torch's transformers ask for no value of a mask while they are exported.
+    """Keep torch's transformer layers from comparing masks with a causal mask during export.
 
-    Without ``is_causal``, they compare the mask with a causal one to find out. Where that is
-    unknown, the mask is read as any other, with the same result.
+    They do so if ``is_causal`` is not given, and export cannot trace it. A causal mask that is
+    treated as any other mask gives the same result.
     """
     detect = transformer._detect_is_causal_mask
 
-    def asked(mask: Any, is_causal: Any = None, size: Any = None) -> bool:
+    def declared_causal(mask: Any, is_causal: Any = None, size: Any = None) -> bool:
         return is_causal is True
 
     try:
-        transformer._detect_is_causal_mask = asked
+        transformer._detect_is_causal_mask = declared_causal
         yield
     finally:
         transformer._detect_is_causal_mask = detect
@@ -309,7 +309,7 @@ def _export(
 ) -> tuple[fx.GraphModule, Callable[..., Any], bool]:
     """Export a model; also return its guards on sizes, and whether all of them are bounds.
 
-    With ``dynamic``, the first dimension of every tensor stays free if the model allows it.
+    With ``dynamic``, the first dimension of every tensor is dynamic if the model allows it.
     """
     shapes = None
     if dynamic:
@@ -339,15 +339,17 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
             with _marked(model) as (copied, modules, layers):
                 module, check, bounds = _export(copied, given, dynamic)
                 seen = record(module, copies(arguments), expected)
-                free = dynamic and batch_is_free(module) and not isinstance(seen, str)
-                smallest = smallest_batch(modules[""], layers, module, arguments) if free else 0
+                is_dynamic = dynamic and batch_is_dynamic(module) and not isinstance(seen, str)
+                smallest = (
+                    smallest_batch(modules[""], layers, module, arguments) if is_dynamic else 0
+                )
         except Exception as error:  # export runs user code and may raise anything
             reason = f"{type(error).__name__}: {error}"
             continue
         if isinstance(seen, str):
             reason = seen
             continue
-        batch = batch_range(check, arguments, bounds, smallest) if free else None
+        batch = batch_range(check, arguments, bounds, smallest) if is_dynamic else None
         if dynamic and batch is None:
             reason = "it computes different things for different batch sizes"
             continue

@@ -30,7 +30,7 @@ class _Multiples:
     unit: float
     largest: float
 
-    def exact(self, count: int, bits: int) -> bool:
+    def has_exact_sum(self, count: int, bits: int) -> bool:
         """Whether a sum of ``count`` values needs at most ``bits`` bits in every order."""
         return count * self.largest <= self.unit * 2.0**bits
 
@@ -61,7 +61,7 @@ def exact_sums(graph: Graph) -> set[str]:
         values = _joined(parts)
         if node.op == "relu" or form_of(node.op) in ("shape", "select", "pool"):
             known[node.name] = values
-        elif (limits := _limits(node)) is not None and values.exact(*limits):
+        elif (limits := _limits(node)) is not None and values.has_exact_sum(*limits):
             found.add(node.name)
     return found
 

@@ -1,8 +1,8 @@
 """The batch sizes that a graph exported by ``torch.export`` runs like its model.
 
-Export records branches on a free size as guards, but assumes two or more: a branch for an empty
-batch or a batch of one leaves no guard. So both are run, and the inputs of all layers compared: the
-outputs may hide a difference.
+Export records branches on a dynamic size as guards, but assumes that the size is two or more: a
+branch for an empty batch or a batch of one leaves no guard. So graph and model are run at these
+sizes, and the inputs of all layers are compared, because the outputs may hide a difference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fatnn_rs.convert.structure import same_values
 
 __all__ = [
     "BOUND",
-    "batch_is_free",
+    "batch_is_dynamic",
     "batch_range",
     "describe_range",
     "double_batch_of_one",
@@ -135,12 +135,12 @@ def _layer_inputs(
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def hook(name: str) -> Callable[..., None]:
-        def see(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def record_input(module: nn.Module, args: Any, kwargs: Any) -> None:
             leaves = pytree.tree_leaves((args, kwargs))
             x = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
             seen[name].append(x.detach().clone())
 
-        return see
+        return record_input
 
     hooks = [
         layer.register_forward_pre_hook(hook(name), with_kwargs=True)
@@ -155,7 +155,7 @@ def _layer_inputs(
 
 
 def describe_range(batch: SizeRange) -> str:
-    """Describe the batch sizes in the words of a report's note."""
+    """Describe the batch sizes for a note of the report."""
     if batch == SizeRange():
         return ", except the batch"
     end = "" if batch.max is None else f" to {batch.max}"
@@ -163,7 +163,7 @@ def describe_range(batch: SizeRange) -> str:
     return f", except the batch, which is from {batch.min}{end}{factor}"
 
 
-def batch_is_free(module: fx.GraphModule) -> bool:
-    """Whether export left the first dimension of every tensor input free."""
+def batch_is_dynamic(module: fx.GraphModule) -> bool:
+    """Whether the first dimension of every tensor input is dynamic in the exported graph."""
     values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
     return not any(is_concrete_int(v.shape[0]) for v in values if isinstance(v, Tensor) and v.dim())

@@ -99,7 +99,7 @@ def single_fma(
         return None
     x, formats = points.float(), (False, True) if dims == 2 else (False,)
     wanted = [evaluate(x, channels_last) for channels_last in formats]
-    # In blocks, because a wrong pair shows in the first one.
+    # In blocks: if scale and bias are wrong, the first block already differs.
     rows = max(1, _BLOCK // max(channels, 1))
     for start in range(0, len(x), rows):
         block = slice(start, start + rows)

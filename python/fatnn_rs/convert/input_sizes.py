@@ -20,7 +20,7 @@ class InputSizes(nn.Module):
     fixed
         Dimension → its only size.
     batch
-        Allowed sizes of the first dimension; None if it is in ``fixed`` or free.
+        Allowed sizes of the first dimension; None if it is in ``fixed`` or may be any.
     """
 
     def __init__(self, name: str, fixed: dict[int, int], batch: SizeRange | None) -> None:

@@ -129,7 +129,7 @@ class Aliases:
         """Nodes before ``writer`` in that memory that a node after it reads."""
         return [n for n in self.sharing(number, writer) if any(writer < user for user in n.users)]
 
-    def whole(self, writer: fx.Node) -> fx.Node | None:
+    def replaced_argument(self, writer: fx.Node) -> fx.Node | None:
         """Return the argument that ``writer`` replaces completely; None if it does anything else.
 
         A complete replacement returns the object that it writes into, and every later reader of

@@ -233,7 +233,7 @@ class TernaryNetwork(InferenceModule):
             Whether to also time the network with ``float_layers="rust"``. This packs the weights
             again.
         timer
-            What measures times; the system clock by default.
+            The clock that measures times; the system clock by default.
 
         Returns
         -------

@@ -118,7 +118,7 @@ def _fake(file: Tensor | None, inputs: Sequence[Tensor], key: str) -> list[Tenso
     """Return empty results of the right shapes and dtypes.
 
     If all sizes are fixed, the network runs once. Otherwise the core's shape rules say which output
-    sizes equal a size of the inputs; any other free size (such as half of one) gets a new symbol.
+    sizes equal a size of the inputs; other dynamic sizes (such as half of one) get new symbols.
     """
     network = _NETWORKS.get(key) or _LOADED.get(key)
     if network is None:  # a program from another process; its file has no data while it is traced

@@ -36,26 +36,26 @@ def origin_of_nan(model: nn.Module, arguments: tuple[Any, ...]) -> str:
     str
         A sentence with the way out, or "" if the model gives none.
     """
-    if not _finite(arguments):
+    if not _all_finite(arguments):
         return "the example inputs hold NaN or infinity: give real data"
     found: list[str] = []
     made = replica(model)
 
     def hook_for(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if found or _finite(output):
+            if found or _all_finite(output):
                 return
-            if not _finite((args, kwargs)):
+            if not _all_finite((args, kwargs)):
                 found.append(
                     "so does the model in torch: an operation before its module "
                     f"{name!r} gives NaN or infinity; {_DIVERGED}"
                 )
                 return
             own = [value for value in module.parameters() if value.numel()]
-            weights = f", its parameters {_largest(own):.3g}" if own else ""
+            weights = f", its parameters {_max_abs(own):.3g}" if own else ""
             found.append(
                 f"so does the model in torch: its module {name!r} ({type(module).__name__}) is the "
-                f"first to give NaN or infinity (its inputs reach {_largest((args, kwargs)):.3g}"
+                f"first to give NaN or infinity (its inputs reach {_max_abs((args, kwargs)):.3g}"
                 f"{weights}); {_DIVERGED}"
             )
 
@@ -74,7 +74,7 @@ def origin_of_nan(model: nn.Module, arguments: tuple[Any, ...]) -> str:
         return found[0] if found else ""
     if found:
         return found[0]
-    return "" if _finite(result) else f"so does the model in torch; {_DIVERGED}"
+    return "" if _all_finite(result) else f"so does the model in torch; {_DIVERGED}"
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -85,9 +85,9 @@ def _tensors(value: Any) -> list[Tensor]:
     ]
 
 
-def _finite(value: Any) -> bool:
+def _all_finite(value: Any) -> bool:
     return all(bool(torch.isfinite(one).all()) for one in _tensors(value))
 
 
-def _largest(value: Any) -> float:
+def _max_abs(value: Any) -> float:
     return max((float(one.abs().max()) for one in _tensors(value)), default=0.0)

@@ -1,4 +1,4 @@
-"""Measure layers next to torch's float32 layers, and the effect of ``float_layers="rust"``."""
+"""Time layers and torch's float32 layers, in turns, and the effect of ``float_layers="rust"``."""
 
 from __future__ import annotations
 

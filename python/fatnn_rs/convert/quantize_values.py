@@ -279,7 +279,7 @@ class _Editor:
                         user.replace_input_with(seen.same_as, node)
 
     def _remove_constant_arguments(self) -> None:
-        """Remove arguments that are not tensors, and the checks that they are the example's."""
+        """Remove arguments that are not tensors, and the checks that they equal the example's."""
         removed: list[fx.Node] = []
         for node in self._graph.nodes:
             constant = node.op == "placeholder" and node.name not in self._captured.inputs

@@ -1,4 +1,4 @@
-"""Shapes with free sizes, by the core's shape rules: which values have equal shapes in every run.
+"""Shapes with dynamic sizes, by the core's shape rules: which values always have equal shapes.
 
 Equal shapes at the example are not enough. A parameter of shape [1, C, H, W] has a map's shape only
 at batch 1; a mean that keeps its dimensions has it only at one pixel.

@@ -1,4 +1,4 @@
-"""Ranges of input sizes that the user asks for, in the words of ``torch.export``."""
+"""Ranges of input sizes that the user asks for, in the notation of ``torch.export``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def wanted_sizes(
         if name not in examples:
             raise ConfigError(
                 f"dynamic_shapes: argument {name!r} is no tensor, so it has no sizes to limit; "
-                "give None for it. Tensors in containers keep the sizes that the model leaves free"
+                "give None for it. Tensors in containers may have all sizes that the model allows"
             )
         made[name] = _sizes(name, wanted, examples[name])
     _check_equal(made, examples)
@@ -88,7 +88,7 @@ def _sizes(name: str, wanted: Any, example: Tensor) -> tuple[Size, ...]:
         made = _size(f"{where}, dimension {dim}", dim % example.dim(), one, size)
         if made is None:
             continue
-        if not made.holds(size):
+        if not made.allows(size):
             raise ConfigError(
                 f"{where}, dimension {dim}: the example has size {size}, which is not "
                 f"{made.described()}; give an example of an allowed size, or another range"
@@ -169,7 +169,7 @@ def limit_sizes(
             if size.least != size.most:
                 _check_free(f"argument {name!r}", nodes[places[name]], size, net.graph.notes)
     for which in ("least", "most"):
-        _try(net, model, tensors, wanted, places, which)
+        _check_extremes(net, model, tensors, wanted, places, which)
     return tuple(replace(a, sizes=wanted.get(a.name, ())) for a in arguments)
 
 
@@ -198,7 +198,7 @@ def _check_free(where: str, node: Node, size: Size, notes: Sequence[str]) -> Non
 _MAX_GROWTH = 4
 
 
-def _try(
+def _check_extremes(
     net: TernaryNetwork,
     model: nn.Module,
     tensors: tuple[Any, ...],

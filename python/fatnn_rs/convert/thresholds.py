@@ -197,7 +197,7 @@ def _bisect(level_at: Function, span: Tensor, steps: int) -> Tensor | None:
     wanted = torch.arange(1, steps + 1, dtype=torch.float32, device="cpu")[:, None]
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
-        reached = (middle > span) | _pairwise(level_at, middle.clamp(max=span), wanted)
+        reached = (middle > span) | _reaches_level(level_at, middle.clamp(max=span), wanted)
         open_ = high - low > 1
         high = torch.where(open_ & reached, middle, high)
         low = torch.where(open_ & ~reached, middle, low)
@@ -210,5 +210,5 @@ def _bisect(level_at: Function, span: Tensor, steps: int) -> Tensor | None:
     return high if torch.equal(level_at(points), stairs) else None
 
 
-def _pairwise(level_at: Function, points: Tensor, wanted: Tensor) -> Tensor:
+def _reaches_level(level_at: Function, points: Tensor, wanted: Tensor) -> Tensor:
     return level_at(points) >= wanted

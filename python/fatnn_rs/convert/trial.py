@@ -23,7 +23,7 @@ def check_outputs(results: Any, expected: Any) -> None:
     Raises
     ------
     ConversionError
-        If they differ: the model does something that the capture did not record.
+        If the outputs differ: the model does something that the capture did not record.
     """
     if problem := same_values(results, expected):
         raise ConversionError(
@@ -40,7 +40,7 @@ def check_values(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ..
     Raises
     ------
     ConversionError
-        If they differ: the model branches on values, and the capture followed one branch.
+        If the outputs differ: the model branches on values, and the capture followed one branch.
     """
     for factor in (5.0, -1.0):
         given = other_values(arguments, factor)
@@ -59,7 +59,7 @@ def check_values(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ..
 
 
 def check_sizes(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
-    """Compare network and model on larger maps; if they differ, fix the example's sizes."""
+    """Compare network and model on larger maps; fix the example's sizes if outputs differ."""
     inputs = [node for node in net.graph.nodes if node.op == "input"]
     maps = [
         value
@@ -99,7 +99,7 @@ def _two_pixels_larger(value: Tensor) -> Tensor:
 
 
 def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
-    """Compare network and model at three other batch sizes; if they differ, fix the example's.
+    """Compare network and model at three other batch sizes; if outputs differ, fix the batch size.
 
     Sizes that the model refuses are not compared. Small differences get a note: they are rounding,
     because torch chooses its convolution and its memory format also by batch size and thread count.

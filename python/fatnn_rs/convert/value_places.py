@@ -2,8 +2,8 @@
 
 The engine runs a layer, its BatchNorm, its clamp, the addition of a residual and another clamp as
 one operation, and a quantized layer rounds its input itself. So a value is rounded where such a
-chain ends, and only if something else than quantized layers reads it. Operations that only move
-values read through: a value is rounded before a max-pool, a reshape or an upsampling, not after.
+chain ends, and only if anything other than quantized layers reads it. Operations that only move
+values do not count as readers: a value is rounded before a max-pool, a reshape or an upsampling.
 
 Softmax and the products of attention read floats. What the network returns stays float, too.
 """
@@ -82,7 +82,7 @@ def find_places(graph: Graph, allowed: set[str]) -> Places:
     allowed
         Names of the values that can be rounded.
     """
-    return _Finder(graph, allowed).places()
+    return _PlaceFinder(graph, allowed).places()
 
 
 def _moves(node: Node) -> bool:
@@ -109,13 +109,13 @@ def _ends_layer(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class _Read:
-    """A read of a value: the node, and whether elements were moved on the way."""
+    """A read of a value: the reading node, and whether nodes in between move elements."""
 
     node: Node
     moved: bool
 
 
-class _Finder:
+class _PlaceFinder:
     """The search in one graph."""
 
     def __init__(self, graph: Graph, allowed: set[str]) -> None:
@@ -135,7 +135,7 @@ class _Finder:
                 continue
             if node.op == "cat" and node.dtype == "float32" and self._join_inputs(node):
                 cats.add(node.name)
-            elif self._wants(node, cats) and (place := self._place(node)) is not None:
+            elif self._should_round(node, cats) and (place := self._place(node)) is not None:
                 chosen.add(place)
         order = {node.name: i for i, node in enumerate(self._graph.nodes)}
         groups: dict[str, list[str]] = {}
@@ -169,9 +169,11 @@ class _Finder:
                 inner.add(node.name)
         return inner
 
-    def _wants(self, node: Node, cats: set[str]) -> bool:
-        """Whether a value is to be rounded; ``cats`` are the later ones whose inputs are."""
-        reads = [read for read in self._reads[node.name] if self._demands(read.node, cats)]
+    def _should_round(self, node: Node, cats: set[str]) -> bool:
+        """Whether to round a value; ``cats`` are later ``cat`` nodes that read rounded values."""
+        reads = [
+            read for read in self._reads[node.name] if self._should_read_rounded(read.node, cats)
+        ]
         if not reads or node.dtype != "float32":
             return False
         if len(self._reads[node.name]) > 1 or not _ends_layer(node):
@@ -182,8 +184,8 @@ class _Finder:
         two_sums = node.op == "add" and reader.op == "add"
         return two_sums or not _continues_chain(reader)
 
-    def _demands(self, reader: Node, cats: set[str]) -> bool:
-        """Whether a reader reads eight bits where it can."""
+    def _should_read_rounded(self, reader: Node, cats: set[str]) -> bool:
+        """Whether the values that a node reads should be rounded."""
         if _is_quantized_layer(reader) or reader.op in _ROLES["floats"]:
             return False
         if reader.op == "cat":
@@ -191,7 +193,7 @@ class _Finder:
         return reader.name not in self._inner
 
     def _place(self, node: Node) -> str | None:
-        """Return the value to round: this one, or if torch does not have it, what it becomes."""
+        """Return the value to round: this one or, if it is not allowed, the result of moving it."""
         while node.name not in self._allowed:
             users = self._users[node.name]
             if len(users) != 1 or users[0] is None or not _moves(users[0]):

@@ -66,8 +66,8 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
     observed = Observed()
     inside = 0
     weights: dict[int, list[str]] = {}
-    # A weight that a hook or parametrization computes may end before the run does, and another
-    # tensor may then get its `id`. This list keeps each of them alive.
+    # A weight that a hook or parametrization computes may be freed during the run, and another
+    # tensor may then get its `id`. This list keeps such weights alive.
     watched_weights: list[Tensor] = []
     # A torch layer (an embedding, for example) may share the parameter; its uses do not count.
     torchs = [m for m in model.modules() if type(m).__module__.startswith("torch.nn.")]

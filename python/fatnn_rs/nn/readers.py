@@ -28,10 +28,10 @@ class ReadsWeights:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward, with the products quantized."""
-        with CatchProducts(self._take):
+        with CatchProducts(self._quantized_product):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
-    def _take(self, call: Call) -> Any:
+    def _quantized_product(self, call: Call) -> Any:
         for layer in self._read:
             if _is_same(call.weight, layer._parameters.get("weight")):
                 return _call_layer(layer, call)

@@ -6,7 +6,7 @@ A value becomes a multiple of a step that eight bits can count::
     y    = code · step
 
 in float32. ``1 / step`` is rounded once; ``round`` is half to even. A code of 0 gives 0.0, never
--0.0, so that a byte holds all there is to know. The engine computes the same operations.
+-0.0, so that the byte determines the value. The engine computes the same operations.
 
 Codes are 0..255 if the first data have no negative value (after a ReLU), else -128..127. The step
 is learned, with the gradients of learned step size quantization (S. Esser et al., ICLR 2020, arXiv

@@ -98,12 +98,12 @@ def refuse_models(model: nn.Module) -> None:
                 "float model, and only once (fatnn_rs.nn.calibrate initialises the steps of a "
                 "model written with such layers)"
             )
-        if why := _wrapper(module):
+        if why := _wrapper_problem(module):
             where = f"module {name!r}" if name else "the model"
             raise ConfigError(f"{where} is a {type(module).__name__}, {why}")
 
 
-def _wrapper(module: nn.Module) -> str:
+def _wrapper_problem(module: nn.Module) -> str:
     bases = {base.__name__ for base in type(module).__mro__}
     if bases & {"FullyShardedDataParallel", "FSDPModule", "DistributedDataParallel"}:
         return (
@@ -140,7 +140,7 @@ def find_candidates(model: nn.Module, config: TernaryConfig) -> Candidates:
             inside |= {id(child) for child in module.modules()}
             _attention(made, name, module, config)
         else:
-            _layer(made, name, module, config)
+            _add_layer(made, name, module, config)
     if not made.found:
         kinds = "nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d or nn.Linear"
         reasons = "".join(
@@ -156,7 +156,7 @@ def _torch_class(module: nn.Module) -> type[nn.Module] | None:
     return next((kind for kind in TERNARY_QAT_MAPPING if isinstance(module, kind)), None)
 
 
-def _layer(made: Candidates, name: str, module: nn.Module, config: TernaryConfig) -> None:
+def _add_layer(made: Candidates, name: str, module: nn.Module, config: TernaryConfig) -> None:
     torch_class = _torch_class(module)
     if torch_class is None:
         if isinstance(module, WITHOUT_QUANTIZED):
@@ -234,7 +234,7 @@ def _attention(
         skipped = any(matches(pattern, full) for pattern in config.skip)
         if skipped or _has_values(made, full, module):
             made.found[full] = Candidate(module, nn.Linear, projection)
-    _layer(made, names[-1], module.out_proj, config)
+    _add_layer(made, names[-1], module.out_proj, config)
 
 
 #: ``TernaryConfig.depthwise`` applies to groups with at most so many input channels: there,

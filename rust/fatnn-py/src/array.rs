@@ -14,11 +14,11 @@ use pyo3::prelude::*;
 use crate::errors::input_error;
 
 /// A read-only array: its shape and its elements.
-pub(crate) struct In<'py, T: Element> {
+pub(crate) struct ReadonlyArray<'py, T: Element> {
     array: PyReadonlyArrayDyn<'py, T>,
 }
 
-impl<'py, T: Element> In<'py, T> {
+impl<'py, T: Element> ReadonlyArray<'py, T> {
     /// Checks argument `name`: dtype of `T`, C-contiguous, and `axes` axes (`None`: any number).
     pub(crate) fn new(
         value: &Bound<'py, PyAny>,
@@ -28,7 +28,7 @@ impl<'py, T: Element> In<'py, T> {
         let array = check_array::<T>(value, name, axes)?;
         let array =
             array.try_readonly().map_err(|e| input_error(value.py(), &format!("{name}: {e}")))?;
-        Ok(In { array })
+        Ok(ReadonlyArray { array })
     }
 
     pub(crate) fn shape(&self) -> &[usize] {
@@ -58,12 +58,13 @@ pub(crate) fn array<T: Element>(
 }
 
 /// A writable array.
-pub(crate) struct Out<'py, T: Element> {
+pub(crate) struct WritableArray<'py, T: Element> {
     array: PyReadwriteArrayDyn<'py, T>,
 }
 
-impl<'py, T: Element> Out<'py, T> {
-    /// Like [`In::new`]. Also fails if the array is read-only, or an input of the same call.
+impl<'py, T: Element> WritableArray<'py, T> {
+    /// Like [`ReadonlyArray::new`]. Also fails if the array is read-only, or an input of the same
+    /// call.
     pub(crate) fn new(
         value: &Bound<'py, PyAny>,
         name: &str,
@@ -72,7 +73,7 @@ impl<'py, T: Element> Out<'py, T> {
         let array = check_array::<T>(value, name, axes)?;
         let array =
             array.try_readwrite().map_err(|e| input_error(value.py(), &format!("{name}: {e}")))?;
-        Ok(Out { array })
+        Ok(WritableArray { array })
     }
 
     pub(crate) fn shape(&self) -> Vec<usize> {

@@ -7,7 +7,7 @@ use fatnn::{memory, pool, quantize as quantizing};
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
-use crate::array::{In, Out, array, bytes_of};
+use crate::array::{ReadonlyArray, WritableArray, array, bytes_of};
 use crate::conv::{Pair, check_axes, conv_shape};
 use crate::errors::{detached, guarded, input_error, raise};
 
@@ -54,8 +54,8 @@ pub(crate) fn quantize(
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     guarded(py, || {
-        let x = In::<f32>::new(x, "x", None)?;
-        let mut out = Out::<u8>::new(out, "out", None)?;
+        let x = ReadonlyArray::<f32>::new(x, "x", None)?;
+        let mut out = WritableArray::<u8>::new(out, "out", None)?;
         let x = x.slice()?;
         let out = out.slice("out", &[bytes_of(x)])?;
         let order =
@@ -77,7 +77,7 @@ pub(crate) fn pack_codes<'py>(
     code_type: &str,
 ) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
     guarded(py, || {
-        let codes = In::<i8>::new(codes, "codes", Some(2))?;
+        let codes = ReadonlyArray::<i8>::new(codes, "codes", Some(2))?;
         let &[pixels, channels] = codes.shape() else { unreachable!("two axes were checked") };
         let codes = codes.slice()?;
         let (bytes, packed) = py
@@ -115,7 +115,7 @@ pub(crate) fn unpack_codes<'py>(
     code_type: &str,
 ) -> PyResult<Bound<'py, PyArrayDyn<i8>>> {
     guarded(py, || {
-        let packed = In::<u8>::new(packed, "packed", Some(2))?;
+        let packed = ReadonlyArray::<u8>::new(packed, "packed", Some(2))?;
         let &[pixels, bytes] = packed.shape() else { unreachable!("two axes were checked") };
         let (of, layout) = codes_layout(code_type, channels, groups).map_err(|e| raise(py, e))?;
         if bytes != layout.pixel_bytes() {
@@ -155,8 +155,8 @@ pub(crate) fn max_pool_codes(
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     guarded(py, || {
-        let codes = In::<u8>::new(codes, "codes", Some(4))?;
-        let mut out = Out::<u8>::new(out, "out", Some(4))?;
+        let codes = ReadonlyArray::<u8>::new(codes, "codes", Some(4))?;
+        let mut out = WritableArray::<u8>::new(out, "out", Some(4))?;
         let shape = conv_shape(&codes, kernel, stride, padding, dilation);
         let (height, width) = (out.shape()[1], out.shape()[2]);
         let (codes_shape, out_shape) = (codes.shape(), out.shape());

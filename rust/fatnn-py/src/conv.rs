@@ -8,7 +8,7 @@ use fatnn::quantize::PixelOrder;
 use numpy::Element;
 use pyo3::prelude::*;
 
-use crate::array::{In, Out, bytes_of};
+use crate::array::{ReadonlyArray, WritableArray, bytes_of};
 use crate::codes::coding;
 use crate::errors::{detached, guarded, input_error};
 
@@ -43,13 +43,13 @@ fn check_out(out: &[usize], shape: &ConvShape, last: usize) -> fatnn::Result<()>
 }
 
 /// The elements of an optional argument.
-fn optional<'a, T: Element>(array: Option<&'a In<'_, T>>) -> PyResult<Option<&'a [T]>> {
-    array.map(In::slice).transpose()
+fn optional<'a, T: Element>(array: Option<&'a ReadonlyArray<'_, T>>) -> PyResult<Option<&'a [T]>> {
+    array.map(ReadonlyArray::slice).transpose()
 }
 
 /// The shape of a convolution of `codes`, an array with the axes (batch, height, width, bytes).
 pub(crate) fn conv_shape(
-    codes: &In<'_, u8>,
+    codes: &ReadonlyArray<'_, u8>,
     kernel: Pair,
     stride: Pair,
     padding: Pair,
@@ -74,10 +74,10 @@ pub(crate) fn conv_codes(
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     guarded(py, || {
-        let codes = In::<u8>::new(codes, "codes", Some(4))?;
-        let weight = In::<u8>::new(weight, "weight", Some(1))?;
-        let thresholds = In::<i32>::new(thresholds, "thresholds", Some(2))?;
-        let mut out = Out::<u8>::new(out, "out", Some(4))?;
+        let codes = ReadonlyArray::<u8>::new(codes, "codes", Some(4))?;
+        let weight = ReadonlyArray::<u8>::new(weight, "weight", Some(1))?;
+        let thresholds = ReadonlyArray::<i32>::new(thresholds, "thresholds", Some(2))?;
+        let mut out = WritableArray::<u8>::new(out, "out", Some(4))?;
         let levels = thresholds.shape()[0];
         if !(2..=3).contains(&levels) {
             let shape = thresholds.shape();
@@ -120,12 +120,13 @@ pub(crate) fn conv_float(
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     guarded(py, || {
-        let codes = In::<u8>::new(codes, "codes", Some(4))?;
-        let weight = In::<u8>::new(weight, "weight", Some(1))?;
-        let scale = scale.map(|s| In::<f32>::new(s, "scale", Some(1))).transpose()?;
-        let bias = bias.map(|b| In::<f32>::new(b, "bias", Some(1))).transpose()?;
-        let residual = residual.map(|r| In::<f32>::new(r, "residual", Some(4))).transpose()?;
-        let mut out = Out::<f32>::new(out, "out", Some(4))?;
+        let codes = ReadonlyArray::<u8>::new(codes, "codes", Some(4))?;
+        let weight = ReadonlyArray::<u8>::new(weight, "weight", Some(1))?;
+        let scale = scale.map(|s| ReadonlyArray::<f32>::new(s, "scale", Some(1))).transpose()?;
+        let bias = bias.map(|b| ReadonlyArray::<f32>::new(b, "bias", Some(1))).transpose()?;
+        let residual =
+            residual.map(|r| ReadonlyArray::<f32>::new(r, "residual", Some(4))).transpose()?;
+        let mut out = WritableArray::<f32>::new(out, "out", Some(4))?;
         if let Some(residual) = &residual
             && residual.shape() != out.shape()
         {
@@ -172,9 +173,9 @@ pub(crate) fn conv_acc(
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     guarded(py, || {
-        let codes = In::<u8>::new(codes, "codes", Some(4))?;
-        let weight = In::<u8>::new(weight, "weight", Some(1))?;
-        let mut out = Out::<i32>::new(out, "out", Some(4))?;
+        let codes = ReadonlyArray::<u8>::new(codes, "codes", Some(4))?;
+        let weight = ReadonlyArray::<u8>::new(weight, "weight", Some(1))?;
+        let mut out = WritableArray::<i32>::new(out, "out", Some(4))?;
         let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
         let (input, blob) = (codes.slice()?, weight.slice()?);
         let (codes_shape, out_shape) = (codes.shape(), out.shape());
@@ -211,11 +212,11 @@ pub(crate) fn conv_int8(
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     guarded(py, || {
-        let x = In::<f32>::new(x, "x", Some(4))?;
-        let weight = In::<u8>::new(weight, "weight", Some(1))?;
-        let scale = In::<f32>::new(scale, "scale", Some(1))?;
-        let bias = bias.map(|b| In::<f32>::new(b, "bias", Some(1))).transpose()?;
-        let mut out = Out::<f32>::new(out, "out", Some(4))?;
+        let x = ReadonlyArray::<f32>::new(x, "x", Some(4))?;
+        let weight = ReadonlyArray::<u8>::new(weight, "weight", Some(1))?;
+        let scale = ReadonlyArray::<f32>::new(scale, "scale", Some(1))?;
+        let bias = bias.map(|b| ReadonlyArray::<f32>::new(b, "bias", Some(1))).transpose()?;
+        let mut out = WritableArray::<f32>::new(out, "out", Some(4))?;
         let &[batch, a, b, c] = x.shape() else { unreachable!("four axes were checked") };
         let (order, channels, input) = match channels_last {
             true => (PixelOrder::ChannelsLast, c, [a, b]),

@@ -10,7 +10,7 @@ use numpy::Element;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::array::{In, array};
+use crate::array::{ReadonlyArray, array};
 use crate::errors::{detached, guarded, input_error, raise};
 use crate::graph;
 
@@ -81,7 +81,7 @@ fn copied_array<T: Element + Copy>(
     value: &Bound<'_, PyAny>,
     name: &str,
 ) -> PyResult<(Vec<usize>, Vec<T>)> {
-    let array = In::<T>::new(value, name, None)?;
+    let array = ReadonlyArray::<T>::new(value, name, None)?;
     let copied = |slice: &[T]| memory::copied("a tensor", slice).map_err(|e| raise(value.py(), e));
     Ok((array.shape().to_vec(), copied(array.slice()?)?)) // small: at most 64 sizes
 }

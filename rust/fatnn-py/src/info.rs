@@ -7,7 +7,7 @@ use fatnn::parallel;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::array::In;
+use crate::array::ReadonlyArray;
 use crate::errors::{config_error, guarded, raise};
 use crate::weights::weight_kind;
 
@@ -86,7 +86,7 @@ pub(crate) fn kernels_for<'py>(
     weights: Option<&str>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
     guarded(py, || {
-        let weight = In::<i8>::new(weight, "weight", None)?;
+        let weight = ReadonlyArray::<i8>::new(weight, "weight", None)?;
         let values = weight.slice()?;
         let operands = Act::from_name(act)
             .and_then(|act| Ok(Operands { act, weights: weight_kind(weights, values)? }))

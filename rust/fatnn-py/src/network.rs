@@ -10,7 +10,7 @@ use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::array::{In, array};
+use crate::array::{ReadonlyArray, array};
 use crate::errors::{detached, guarded, input_error, raise};
 
 /// A network that runs in Rust.
@@ -175,23 +175,27 @@ impl Network {
 
 /// An array of one of the types of inputs.
 enum InputArray<'py> {
-    F32(In<'py, f32>),
-    I32(In<'py, i32>),
-    I64(In<'py, i64>),
+    F32(ReadonlyArray<'py, f32>),
+    I32(ReadonlyArray<'py, i32>),
+    I64(ReadonlyArray<'py, i64>),
     /// As `u8`: a NumPy array of bool may hold bytes other than 0 and 1.
-    Bool(In<'py, u8>),
+    Bool(ReadonlyArray<'py, u8>),
 }
 
 impl<'py> InputArray<'py> {
     fn new(array: &Bound<'py, PyAny>, name: &str, dtype: &str) -> PyResult<Self> {
         Ok(match dtype {
-            "int32" => InputArray::I32(In::new(array, name, None)?),
-            "int64" => InputArray::I64(In::new(array, name, None)?),
+            "int32" => InputArray::I32(ReadonlyArray::new(array, name, None)?),
+            "int64" => InputArray::I64(ReadonlyArray::new(array, name, None)?),
             "bool" => {
-                In::<bool>::new(array, name, None)?;
-                InputArray::Bool(In::new(&array.call_method1("view", ("uint8",))?, name, None)?)
+                ReadonlyArray::<bool>::new(array, name, None)?;
+                InputArray::Bool(ReadonlyArray::new(
+                    &array.call_method1("view", ("uint8",))?,
+                    name,
+                    None,
+                )?)
             }
-            _ => InputArray::F32(In::new(array, name, None)?),
+            _ => InputArray::F32(ReadonlyArray::new(array, name, None)?),
         })
     }
 

@@ -6,7 +6,7 @@ use fatnn::memory;
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
-use crate::array::{In, array};
+use crate::array::{ReadonlyArray, array};
 use crate::conv::Pair;
 use crate::errors::{detached, guarded, input_error};
 
@@ -29,7 +29,7 @@ pub(crate) fn sub_pixel<'py>(
     groups: usize,
 ) -> PyResult<OrdinaryConv<'py>> {
     guarded(py, || {
-        let weight = In::<i8>::new(weight, "weight", Some(4))?;
+        let weight = ReadonlyArray::<i8>::new(weight, "weight", Some(4))?;
         let &[channels, out, height, width] = weight.shape() else {
             unreachable!("four axes were checked")
         };

@@ -8,7 +8,7 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::array::In;
+use crate::array::ReadonlyArray;
 use crate::errors::{detached, guarded, raise};
 
 /// Packs weights (n, channels / groups, height, width) into a blob by `pack`.
@@ -18,7 +18,7 @@ fn packed_blob<'py>(
     groups: usize,
     pack: impl FnOnce(&[i8], WeightShape) -> fatnn::Result<Vec<u8>> + Send,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-    let weight = In::<i8>::new(weight, "weight", Some(4))?;
+    let weight = ReadonlyArray::<i8>::new(weight, "weight", Some(4))?;
     let &[out_channels, group_channels, height, width] = weight.shape() else {
         unreachable!("four axes were checked")
     };
@@ -101,7 +101,7 @@ pub(crate) fn packed_info<'py>(
     weight: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyDict>> {
     guarded(py, || {
-        let weight = In::<u8>::new(weight, "weight", Some(1))?;
+        let weight = ReadonlyArray::<u8>::new(weight, "weight", Some(1))?;
         let packed = PackedWeights::from_bytes(weight.slice()?).map_err(|e| raise(py, e))?;
         let (shape, info) = (packed.shape(), PyDict::new(py));
         info.set_item("out_channels", shape.out_channels)?;
@@ -124,7 +124,7 @@ pub(crate) fn packed_shape(
     int8: bool,
 ) -> PyResult<(usize, (usize, usize))> {
     guarded(py, || {
-        let weight = In::<u8>::new(weight, "weight", Some(1))?;
+        let weight = ReadonlyArray::<u8>::new(weight, "weight", Some(1))?;
         let blob = weight.slice()?;
         let shape = PackedWeights::from_bytes(blob).and_then(|packed| {
             if int8 { packed.check_int8() } else { packed.code_operands().map(|_| ()) }?;

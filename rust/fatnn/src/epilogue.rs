@@ -64,7 +64,7 @@ impl<'a> DequantizeInt8<'a> {
     pub(crate) fn encoded(floats: Dequantize<'a>, encoder: Encoder) -> Self {
         let floor = if floats.relu { 0.0 } else { f32::NEG_INFINITY };
         let thresholds = [i32::MAX; MAX_THRESHOLDS];
-        DequantizeInt8 { floats, encoder: encoder.above(floor), thresholds }
+        DequantizeInt8 { floats, encoder: encoder.with_floor(floor), thresholds }
     }
 }
 

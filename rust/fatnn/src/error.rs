@@ -66,7 +66,7 @@ pub enum Error {
         why: String,
     },
     /// A graph is malformed.
-    #[error("{why}; it was not written by fatnn-rs, or by another version of it")]
+    #[error("{why}; fatnn-rs did not write this graph, or another version did: convert again")]
     Graph {
         /// The node, and what is wrong with it.
         why: String,
@@ -125,7 +125,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The worker threads could not be started.
-    #[error("cannot start {threads} worker threads: {why}")]
+    #[error(
+        "cannot start {threads} worker threads: {why}; \
+         use fewer, by set_num_threads or FATNN_NUM_THREADS"
+    )]
     Threads {
         /// The number of threads requested.
         threads: usize,

@@ -139,12 +139,12 @@ pub enum Scalar {
     FakeQuantize(Int8Quantizer),
 }
 
-/// What a power of a negative number is.
+/// How the power of a negative number follows from the power of its magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Parity {
-    /// That of its magnitude.
+    /// They are equal.
     Even,
-    /// The negative one of its magnitude.
+    /// They differ in sign.
     Odd,
     /// No number.
     Fraction,

@@ -107,7 +107,7 @@ def compose(
     function
         The composition.
     original
-        The call itself, to compare with.
+        The function that the composition replaces. Both run on random tensors to compare bits.
     given
         The call's positional and keyword arguments, with fx nodes for values.
     lower_call

@@ -1,8 +1,9 @@
 """Fold values that depend only on sizes, such as positions, position masks and index tables.
 
-They become constants. If the batch size is free, each value is computed at two batch sizes. A value
-that only repeats along its first dimension becomes one sample, which is repeated for every batch.
-All sizes but the batch are the example's, and the inputs are then fixed to these sizes.
+They become constants. If the batch size is dynamic, each value is computed at two batch sizes. A
+value that only repeats along its first dimension becomes one sample, which is repeated for every
+batch. All other sizes are those of the example, and the network then accepts only inputs of these
+sizes.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ class Folding:
         Dimensions of the inputs whose sizes are fixed to the example's.
     attribute
         Maps a ``get_attr`` node to the attribute that it names.
-    first_sizes
-        Node → first size of its value at :func:`other_batch`, if known.
+    leading_sizes
+        Node → size of dimension 0 of its value at :func:`other_batch`, if known.
     """
 
     def __init__(
@@ -110,10 +111,10 @@ class Folding:
         inputs: Sequence[fx.Node],
         fixed: Sequence[int],
         attribute: Callable[[fx.Node], Any],
-        first_sizes: Mapping[fx.Node, int] | None = None,
+        leading_sizes: Mapping[fx.Node, int] | None = None,
     ) -> None:
         self._seen, self._attribute = seen, attribute
-        self._first_sizes = first_sizes or {}
+        self._leading_sizes = leading_sizes or {}
         self._inputs = frozenset(inputs)
         sizes = {seen[node].shape[0] for node in inputs if seen[node].shape}
         self._batch = None if 0 in fixed or len(sizes) != 1 else sizes.pop()
@@ -189,7 +190,7 @@ class Folding:
         shape = self._seen[source].shape
         if not shape or not -len(shape) <= dim < len(shape):
             return False
-        known = self._batch is None or source in self._inputs or source in self._first_sizes
+        known = self._batch is None or source in self._inputs or source in self._leading_sizes
         return dim % len(shape) > 0 or known
 
     def compute(self, node: fx.Node) -> bool:
@@ -207,7 +208,7 @@ class Folding:
             shape = self._seen[source].shape
             size = shape[dim]
             first = dim % len(shape) == 0 and self._batch is not None
-            other = self._first_sizes.get(source, size + self._more) if first else size
+            other = self._leading_sizes.get(source, size + self._more) if first else size
             self.values[node] = (size, other)
             self.sources[node] = frozenset() if first else frozenset((source,))
             return True
@@ -272,9 +273,9 @@ class Folding:
         return int(self.values[node][0].dim())
 
     @property
-    def needs_first_sizes(self) -> bool:
-        """Whether first sizes at another batch size could help, and are not known."""
-        return self._batch is not None and not self._first_sizes
+    def needs_leading_sizes(self) -> bool:
+        """Whether sizes of dimension 0 at another batch size could help, and are not known."""
+        return self._batch is not None and not self._leading_sizes
 
     def number(self, node: Any) -> int | float | bool | None:
         """Return a computed number that does not depend on the batch, or None."""

@@ -53,7 +53,7 @@ class Lowering:
             [placeholders[name] for name in captured.inputs],
             captured.fixed,
             lambda node: attribute_of(captured.root, str(node.target)),
-            captured.first_sizes,
+            captured.leading_sizes,
         )
         self.folded: dict[tuple[fx.Node, int], Ref] = {}
         self.node: fx.Node

@@ -144,9 +144,9 @@ def additive_mask(ctx: Lowering, mask: Any, hides: bool = False) -> str | None:
 
 
 def full_like(ctx: Lowering, input: Any, fill_value: Any, **how: Any) -> Ref | None:
-    """Lower as ``where`` with the same number in both branches, so that free sizes stay free.
+    """Lower as ``where`` with the same number in both branches, which keeps dynamic sizes.
 
-    If no size is free, or nothing writes into the result, folding has made it a constant already.
+    If no size is dynamic, or nothing writes into the result, folding has made a constant of it.
     """
     name, dtype = ctx.plain(input), ctx.seen(ctx.node).dtype
     if name is None or dtype not in PLAIN:

@@ -1,7 +1,8 @@
 """Calls that change a tensor's shape or the order of its dimensions.
 
-A size that forward computes is the example's, and the inputs' sizes are then fixed. Only the batch
-stays free: a tensor's first size, and the first size of a new shape, follow the batch.
+A size that forward computes is replaced by its value for the example, and the network then accepts
+only inputs of the example's sizes. Only the batch size is dynamic: forward may read it from
+dimension 0 of a tensor and use it for dimension 0 of a new shape.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["FUNCTIONS", "METHODS"]
 
 def batch_source(ctx: Lowering, value: Any) -> fx.Node | None:
     """Return the tensor whose batch size an argument reads, or None."""
-    if isinstance(value, _First):
+    if isinstance(value, _BatchSize):
         return value.source
     if not isinstance(value, fx.Node):
         return None
@@ -41,8 +42,8 @@ def batch_source(ctx: Lowering, value: Any) -> fx.Node | None:
 
 
 def _number(ctx: Lowering, value: Any) -> int | None:
-    """Return an integer; a computed one has the example's value. None for anything else."""
-    if isinstance(value, _First):
+    """Return an integer; a computed one as it was for the example. None for anything else."""
+    if isinstance(value, _BatchSize):
         return value.size
     if isinstance(value, fx.Node):
         value = ctx.seen(value).value
@@ -50,8 +51,8 @@ def _number(ctx: Lowering, value: Any) -> int | None:
 
 
 @dataclass(frozen=True)
-class _First:
-    """The first size of a tensor, as part of a shape that forward reads as a whole."""
+class _BatchSize:
+    """The batch size of a tensor, as one entry of a ``shape`` that forward reads."""
 
     source: fx.Node
     size: int
@@ -81,7 +82,7 @@ def _shape_entries(ctx: Lowering, value: Any) -> list[Any] | None:
     first, *rest = ctx.shape(source)
     if rest:
         ctx.fixed_size_values.append(name)
-    return [_First(source, first), *rest]
+    return [_BatchSize(source, first), *rest]
 
 
 def _computed_sizes(ctx: Lowering, shape: tuple[Any, ...]) -> list[Any]:
@@ -107,8 +108,8 @@ def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
         batch_source(ctx, sizes[0]) is not None and source and _number(ctx, sizes[0]) == source[0]
     )
     if -1 in literal[1:] and computed:
-        # The first size may be a multiple of the batch. It becomes the -1, and the former -1 is
-        # the example's size.
+        # The size of dimension 0 may be a multiple of the batch. It becomes the -1, and the former
+        # -1 becomes its value for the example.
         at = literal.index(-1)
         sizes[at] = literal[at] = ctx.shape(ctx.node)[at]
         ctx.fixed_size_values.append(name)
@@ -157,7 +158,7 @@ def view(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
 
 
 def view_as(ctx: Lowering, input: Any, other: Any) -> Ref | None:
-    """``x.view_as(y)``; unless only leading dimensions differ, sizes are the example's."""
+    """``x.view_as(y)``; if the last dimensions differ, sizes are fixed to those of the example."""
     name, like = ctx.plain(input), ctx.plain(other)
     source, wanted = ctx.shape(input), ctx.shape(other)
     if name is None or source == wanted:
@@ -226,7 +227,7 @@ def movedim(ctx: Lowering, input: Any, source: Any, destination: Any) -> Ref | N
 def squeeze(ctx: Lowering, input: Any, dim: Any = None) -> Ref | None:
     """Remove a dimension of size 1.
 
-    Without ``dim`` the example's sizes would decide, so that call stays in torch.
+    Without ``dim``, the removed dimensions depend on sizes, so the call stays in torch.
     """
     name, source = ctx.plain(input), ctx.shape(input)
     if (

@@ -1,7 +1,8 @@
 """Interpolation, pixel shuffle and adaptive max pooling.
 
 A size read from another tensor follows that tensor in every run. A size that forward computes in
-another way is the example's, and the inputs' sizes are then fixed.
+another way is replaced by its value for the example, and the network then accepts only inputs of
+the example's sizes.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def fix_all_sizes(ctx: Lowering) -> None:
 
 
 def example_sizes(ctx: Lowering, value: Any, axes: int) -> list[int] | None:
-    """Return one integer per axis; a computed one has the example's value. None if unknown."""
+    """Return one integer per axis; a computed one as it was for the example. None if unknown."""
     values = list(value) if isinstance(value, (tuple, list)) else [value] * axes
     made = [ctx.seen(v).value if isinstance(v, fx.Node) else v for v in values]
     known = [v for v in made if isinstance(v, int) and not isinstance(v, bool)]

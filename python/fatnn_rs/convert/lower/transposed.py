@@ -113,7 +113,7 @@ def sub_pixel(
 
 
 def _output_padding(ctx: Lowering, layer: Any, output_size: Any, input: Any) -> list[int] | None:
-    """Return the ``output_padding`` of a call; a given output size is the example's.
+    """Return the ``output_padding`` of a call; an output size counts as it was for the example.
 
     None if the size is unknown or the result is empty.
     """

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from fatnn_rs.convert.capture import Captured
-from fatnn_rs.convert.first_sizes import first_sizes
 from fatnn_rs.convert.graph import Graph, Ref, refs
+from fatnn_rs.convert.leading_sizes import leading_sizes
 from fatnn_rs.convert.lower import compositions
 from fatnn_rs.convert.lower.calls import clean_copy, has_hooks, target_name
 from fatnn_rs.convert.lower.composed import compose
@@ -135,7 +135,7 @@ def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
     buffer = ctx.aliases.constant_written(node)
     if buffer:
         return _lower_state(ctx, node, buffer)
-    target = ctx.aliases.whole(node)
+    target = ctx.aliases.replaced_argument(node)
     before = len(ctx.graph.nodes)
     if target is not None:
         result = _lower_function(ctx, node)
@@ -268,9 +268,9 @@ def lower(captured: Captured) -> Graph:
         If an operation writes into memory in a way that no function can express.
     """
     ctx = _lower(captured, frozenset())
-    if ctx.folding.needs_first_sizes and _reads_a_size(ctx.graph):
-        captured.first_sizes = first_sizes(captured)
-        if captured.first_sizes:
+    if ctx.folding.needs_leading_sizes and _reads_a_size(ctx.graph):
+        captured.leading_sizes = leading_sizes(captured)
+        if captured.leading_sizes:
             ctx = _lower(captured, frozenset())
     return ctx.graph
 

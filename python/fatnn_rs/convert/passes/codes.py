@@ -203,7 +203,7 @@ def _fuse(edit: GraphEdit, chain: _Chain, quantizer: Node) -> str:
             maps.repeat_channels(found.values, blocks.attrs),
             maps.repeat_channels(found.flip, blocks.attrs),
         )
-    made = [_conv_node(edit, chain, quantizer, weight, found, pixels)]
+    made = [_conv_codes_node(edit, chain, quantizer, weight, found, pixels)]
     for step in chain.steps:
         if _kind(step) == "pool":
             made.append(_pool_node(edit, step, made[-1]))
@@ -217,7 +217,7 @@ def _fuse(edit: GraphEdit, chain: _Chain, quantizer: Node) -> str:
     return ""
 
 
-def _conv_node(
+def _conv_codes_node(
     edit: GraphEdit,
     chain: _Chain,
     quantizer: Node,

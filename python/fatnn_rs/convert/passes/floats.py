@@ -65,7 +65,7 @@ def _compose(graph: Graph, nodes: list[Node]) -> Callable[[Tensor], Tensor]:
 _FEW = 16
 
 
-def _epilogue(
+def _find_epilogue(
     graph: Graph, node: Node, tail: list[Node], blocks: Node | None
 ) -> tuple[list[Node], dict[str, Tensor]]:
     """Find the longest prefix of ``tail`` that one fused multiply-add reproduces, and its factors.
@@ -112,7 +112,7 @@ def _epilogue(
 def _lower_layer(edit: GraphEdit, node: Node, shapes: Callable[[], dict[str, Shape]]) -> None:
     graph, blocks = edit.graph, maps.blocks_after(edit.only_reader(node.name))
     tail = _affine_after(edit, blocks or node)
-    fused, factors = _epilogue(graph, node, tail, blocks)
+    fused, factors = _find_epilogue(graph, node, tail, blocks)
     residual: list[str] = []
     relu = False
     if len(fused) < len(tail):

@@ -351,7 +351,7 @@ _UNCHANGED = (
 )
 
 
-def _unchanged(function: Function) -> Callable[[Node, Tensors], Function]:
+def _bind_nothing(function: Function) -> Callable[[Node, Tensors], Function]:
     return lambda node, tensors: function
 
 
@@ -407,7 +407,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "cat": FloatOp(_cat),
     "constant": FloatOp(_constant),
     "embedding": FloatOp(_embedding),
-    **{op: FloatOp(_unchanged(getattr(torch, op))) for op in _UNCHANGED},
+    **{op: FloatOp(_bind_nothing(getattr(torch, op))) for op in _UNCHANGED},
     "index_select": FloatOp(_index_select),
     "flip": FloatOp(_flip),
     "cast": FloatOp(_cast),

@@ -209,7 +209,7 @@ impl Geometry {
     }
 
     /// Runs the convolution on channels-last pixels. `scratch` has at least [`Geometry::scratch`]
-    /// bytes, with any content.
+    /// bytes, with unspecified contents.
     pub fn run(
         &self,
         x: &[f32],

@@ -124,9 +124,9 @@ impl Geometry {
         })
     }
 
-    /// Runs the convolution. `padded` is working memory of at least `padded_bytes` bytes, with any
-    /// content. `codes_out` takes the codes if the sink writes some next to the output; else it is
-    /// empty.
+    /// Runs the convolution. `padded` is working memory of at least `padded_bytes` bytes with
+    /// unspecified contents. `codes_out` receives the codes if the sink writes codes as well as its
+    /// output; else it is empty.
     pub fn run<S: Sink>(
         &self,
         codes: &[u8],
@@ -192,8 +192,8 @@ impl Geometry {
 
     /// Runs two convolutions into the same output; the second sink adds to the first one's results.
     /// The result is the same as one after the other, but with packed-input kernels the first
-    /// results stay in cache. `codes`, `weights` and `sinks` belong to the first and the second
-    /// convolution. `padded` and `codes_out` are as in [`Geometry::run`], and serve both.
+    /// results stay in cache. `codes`, `weights` and `sinks` hold one entry
+    /// per convolution. `padded` and `codes_out` are as in [`Geometry::run`]; both use them.
     pub fn run_sum<S: Sink>(
         [first, second]: [&Geometry; 2],
         codes: [&[u8]; 2],

@@ -43,7 +43,7 @@ impl<'a> Int8Sink<'a> {
         Int8Sink { role, nan: AtomicBool::new(false) }
     }
 
-    fn floats(&self) -> &Dequantize<'a> {
+    fn dequantize(&self) -> &Dequantize<'a> {
         match &self.role {
             Int8Role::Write(to, _) | Int8Role::Add(to) => &to.floats,
             Int8Role::Keep(to) => to,
@@ -55,11 +55,11 @@ impl Sink for Int8Sink<'_> {
     type Elem = u8;
 
     fn row_len(&self) -> usize {
-        self.floats().channels
+        self.dequantize().channels
     }
 
     fn codes_len(&self) -> usize {
-        self.floats().codes.map_or(0, |codes| codes.layout.pixel_bytes())
+        self.dequantize().codes.map_or(0, |codes| codes.layout.pixel_bytes())
     }
 
     fn kept_bytes(&self) -> usize {

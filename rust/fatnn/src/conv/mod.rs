@@ -124,8 +124,8 @@ impl ConvShape {
 /// `out[pixel, channel] = Σ w·x` as `i32`, where `x` is the level of a code. The type of
 /// activations ([`Act`](crate::codec::Act)) that the weights were packed for says which level.
 ///
-/// `codes` holds `batch × height × width` pixels, in the layout of the channels and groups of
-/// `weights.shape()`.
+/// `codes` holds `batch × height × width` packed pixels: [`CodesLayout`](crate::codec::CodesLayout)
+/// for the channels and groups of `weights.shape()`.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] or [`crate::Error::Value`] if sizes do not fit; [`crate::Error::Value`]

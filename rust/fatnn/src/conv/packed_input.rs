@@ -159,8 +159,8 @@ struct Rectangle {
 
 impl Rectangle {
     /// The next rectangle of the pixels `first..end`, counted over all images: whole rows if
-    /// possible. It has at most `max_pixels` pixels, and at most `limit` positions are packed for
-    /// it, with those that its taps reach. A minimum size keeps packing cheap next to the products.
+    /// possible. It has at most `max_pixels` pixels and reads at most `limit` input positions. A
+    /// minimum size keeps packing cheap compared with the products.
     fn next(
         [height, width]: [usize; 2],
         [reach_y, reach_x]: [usize; 2],

@@ -129,7 +129,7 @@ pub(crate) trait Sink: Sync {
     type Elem: Send + Copy + Default;
     /// Elements per output row.
     fn row_len(&self) -> usize;
-    /// Bytes per row of the codes next to the output.
+    /// Bytes per row of the codes that it writes as well as its output.
     fn codes_len(&self) -> usize {
         0
     }
@@ -137,8 +137,8 @@ pub(crate) trait Sink: Sync {
     fn kept_bytes(&self) -> usize {
         0
     }
-    /// Called before the rows from number `first` on are computed, if several convolutions add into
-    /// one output.
+    /// If several convolutions add to one output, called before any of them computes `rows` rows
+    /// from row `first` on.
     fn begin(&self, first: usize, rows: usize) -> Result<()> {
         let _ = (first, rows);
         Ok(())
@@ -358,7 +358,7 @@ fn run_by_panels<S: Sink>(
         });
         Ok(())
     })?;
-    // A cost of 0 keeps the epilogue on one thread: it is cheap next to the sums.
+    // A cost of 0 keeps the epilogue on one thread: it is cheap compared with the sums.
     for_each_chunk(tiled.epilogue(), &[sink], chunk, m, 0, |_, _, write| {
         for (i, acc) in all.chunks_exact(len).enumerate() {
             write(0, &tile_of(weights, [i / panels, i % panels], (acc, nr), m), 0);

@@ -120,7 +120,8 @@ impl ValueType {
         }
     }
 
-    /// Bytes per element in PyTorch, which holds packed codes as bytes.
+    /// Bytes per element in memory. Packed codes count as bytes; types that the engine does not
+    /// have, as in PyTorch.
     pub fn element_bytes(self) -> usize {
         match self {
             ValueType::F32 => 4,

@@ -88,7 +88,7 @@ pub(super) fn network(
     if !unsupported.is_empty() {
         return Err(Error::Unsupported { what: unsupported.join("; ") });
     }
-    let order::Assigned { nodes, inputs, values } = order::assign(&graph, nodes, &types)?;
+    let order::OrderedNodes { nodes, inputs, values } = order::assign(&graph, nodes, &types)?;
     let (nodes, values) = widen::insert(nodes, values)?;
     let inputs =
         graph.nodes.iter().zip(inputs).enumerate().filter_map(|(value, (node, order))| match &node

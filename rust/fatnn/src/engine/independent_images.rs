@@ -1,5 +1,5 @@
-//! Checks whether the images of a batch are independent: then they may run one by one, and their
-//! concatenated results are the batch's.
+//! Checks whether the images of a batch are independent. If so, they may run one by one, and the
+//! batch's result is the concatenation of theirs.
 
 use crate::graph::op::{Norm, NormOver};
 use crate::graph::{Graph, Node, Op};

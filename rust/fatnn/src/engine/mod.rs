@@ -2,16 +2,16 @@
 //!
 //! | module | what lives in it |
 //! | --- | --- |
-//! | `passes` | rewrites of the graph, each with a reason where it does not apply |
-//! | `fused` | the graph that they rewrite |
-//! | `compile` | from that to operations: the only place that packs weights |
-//! | `spatial` | as `compile`, of operations that change the size of maps |
-//! | `order` | in which order each value stands in memory |
-//! | `widen` | where values that are stored as bytes become floats |
+//! | `passes` | fusions: rewrites of the graph, each with a reason where it does not apply |
+//! | `fused` | the graph that the passes rewrite |
+//! | `compile` | compiles that graph to operations; the only place that packs weights |
+//! | `spatial` | compiles operations that change the height and width of maps |
+//! | `order` | chooses the memory order of each value |
+//! | `widen` | inserts conversions of values that are stored as bytes to floats |
 //! | `ops` | the operations; they know nothing of fusion |
 //! | `plan` | sizes and buffers for one shape of inputs |
-//! | `run` | running |
-//! | `network` | [`Network`], the public face |
+//! | `run` | runs a network on inputs |
+//! | `network` | [`Network`], the public type |
 
 mod compile;
 mod fused;

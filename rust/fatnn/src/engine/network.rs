@@ -57,7 +57,7 @@ pub(super) struct NetNode {
     pub output: usize,
     /// Name of the fused `fake_quantize`, if the output is stored as bytes.
     pub int8: Option<String>,
-    /// The fused quantizer, whose codes the operation writes next to its output.
+    /// The fused quantizer, whose codes the operation writes as well as its output.
     pub quantizer: Option<FusedQuantizer>,
 }
 

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 
 use super::network::NetNode;
 use super::ops::shape::Reorder;
-use super::value::{Order, Ordered};
+use super::value::{Order, OrderAndRank};
 use crate::dtype::ValueType;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::memory;
 
 /// Nodes, including the inserted [`Reorder`] nodes.
-pub(super) struct Assigned {
+pub(super) struct OrderedNodes {
     pub nodes: Vec<NetNode>,
     /// The memory order of each input of the network.
     pub inputs: Vec<Order>,
@@ -24,10 +24,16 @@ pub(super) struct Assigned {
 }
 
 /// Decides the order of every value and inserts [`Reorder`] nodes.
-pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) -> Result<Assigned> {
-    let ordered =
-        |value: usize| Ordered { order: Order::RowMajor, rank: graph.nodes[value].shape.len() };
-    let mut values: Vec<Ordered> = (0..graph.nodes.len()).map(ordered).collect();
+pub(super) fn assign(
+    graph: &Graph,
+    nodes: Vec<NetNode>,
+    types: &[ValueType],
+) -> Result<OrderedNodes> {
+    let ordered = |value: usize| OrderAndRank {
+        order: Order::RowMajor,
+        rank: graph.nodes[value].shape.len(),
+    };
+    let mut values: Vec<OrderAndRank> = (0..graph.nodes.len()).map(ordered).collect();
     let inputs: Vec<Order> = (0..graph.input_count())
         .map(|value| match types[value] {
             ValueType::F32 => wanted_of_input(value, values[value].rank, &nodes, graph),
@@ -42,7 +48,7 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) ->
     let mut all_nodes = memory::reserved("nodes of the network", nodes.len())?;
     let mut reordered: HashMap<usize, usize> = HashMap::new();
     for mut node in nodes {
-        let read: Vec<Ordered> = node.inputs.iter().map(|&value| values[value]).collect();
+        let read: Vec<OrderAndRank> = node.inputs.iter().map(|&value| values[value]).collect();
         let (wanted, order) = node.operation.orders(&read);
         for (input, wanted) in node.inputs.iter_mut().zip(wanted) {
             let from = values[*input];
@@ -54,7 +60,7 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) ->
                 Some(&other) => other,
                 None => {
                     let output = values.len();
-                    values.push(Ordered { order: wanted, ..from });
+                    values.push(OrderAndRank { order: wanted, ..from });
                     reordered.insert(value, output);
                     let name = graph.nodes.get(value).map_or("", |node| node.name.as_str());
                     all_nodes.push(NetNode {
@@ -75,7 +81,7 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) ->
         }
         all_nodes.push(node);
     }
-    Ok(Assigned { nodes: all_nodes, inputs, values: values.len() })
+    Ok(OrderedNodes { nodes: all_nodes, inputs, values: values.len() })
 }
 
 /// The order for an input of the network. Readers that accept only one order decide, channels last
@@ -90,7 +96,7 @@ fn wanted_of_input(value: usize, rank: usize, nodes: &[NetNode], graph: &Graph) 
     let mut insist = [false; 2];
     for node in nodes.iter().filter(|node| node.inputs.contains(&value)) {
         let wants = |order: Order| {
-            let at = |&input: &usize| Ordered { order, rank: graph.nodes[input].shape.len() };
+            let at = |&input: &usize| OrderAndRank { order, rank: graph.nodes[input].shape.len() };
             let (wanted, _) =
                 node.operation.orders(&node.inputs.iter().map(at).collect::<Vec<_>>());
             node.inputs

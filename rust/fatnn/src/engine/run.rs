@@ -29,12 +29,12 @@ pub struct Observed<'a> {
     /// Run time of the node in nanoseconds; 0 for a fused quantizer.
     pub nanoseconds: u128,
     dims: Dims,
-    /// Its value if it is floats, in the order in memory.
+    /// The value of a node with floats, in memory order.
     pub floats: Option<&'a [f32]>,
-    /// Its value if it is floats that are stored as bytes, and their quantizer. The name is then
-    /// that of the `fake_quantize` node.
+    /// The value of a node with floats that are stored as bytes, and their quantizer. `node` is
+    /// then the name of the `fake_quantize`.
     pub int8: Option<(&'a [u8], Int8Quantizer)>,
-    /// Its value if it is packed codes: `images × height × width` pixels of this layout.
+    /// The value of a node with packed codes: `images × height × width` pixels of this layout.
     pub codes: Option<(&'a [u8], CodesLayout)>,
 }
 

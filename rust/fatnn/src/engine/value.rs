@@ -33,7 +33,7 @@ impl Dims {
     }
 
     /// Number of elements; saturates instead of overflowing.
-    fn element_count(&self) -> u128 {
+    fn saturating_elements(&self) -> u128 {
         [self.images, self.channels, self.map[0], self.map[1]]
             .iter()
             .fold(1, |n, &f| n.saturating_mul(f as u128))
@@ -293,7 +293,7 @@ impl Value {
 
 /// Order and rank of a value, known before its sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ordered {
+pub(crate) struct OrderAndRank {
     pub order: Order,
     pub rank: usize,
 }
@@ -312,7 +312,7 @@ pub(crate) struct Cost {
 impl Cost {
     /// Cost of computing a value with `each` operations per element.
     pub fn of(dims: &Dims, each: usize) -> Self {
-        Cost { macs: dims.element_count().saturating_mul(each as u128), ..Cost::default() }
+        Cost { macs: dims.saturating_elements().saturating_mul(each as u128), ..Cost::default() }
     }
 }
 
@@ -327,7 +327,7 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
 
     /// The order that it asks for per input, and the order of its output. `inputs` has the current
     /// orders. Rank-2 values satisfy both orders.
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (vec![Order::ChannelsLast; inputs.len()], Order::ChannelsLast) // small: an order each
     }
 

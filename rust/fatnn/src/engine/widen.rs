@@ -9,7 +9,7 @@ use super::ops::int8_values::Dequantize;
 use crate::error::Result;
 use crate::memory;
 
-/// Inserts the nodes. Returns all nodes, and the number of values with those of the new nodes.
+/// Inserts the nodes. Returns all nodes, and the number of values including outputs of new nodes.
 pub(super) fn insert(nodes: Vec<NetNode>, mut values: usize) -> Result<(Vec<NetNode>, usize)> {
     // Every value that is stored as bytes → that value as floats, if there is a node for it.
     let mut floats: HashMap<usize, Option<usize>> = HashMap::new();

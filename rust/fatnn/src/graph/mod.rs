@@ -11,7 +11,7 @@
 //! | [`check`] | checks that a graph is well-formed; finds the types of its values |
 //! | [`cost`] | shapes of all values at conversion, and the cost of a run |
 //! | [`shapes`] | shapes of all values for any input size |
-//! | [`size`] | [`size::Size`]: a number, or an expression of free input sizes |
+//! | [`size`] | [`size::Size`]: a number, or an expression of dynamic input sizes |
 //! | [`support`] | what the engine can run |
 //! | [`file`](mod@file) | the file format: writing, reading, and converting files of version 1 |
 //! | [`report`] | what `fatnn inspect` and `net.report` show |

@@ -135,7 +135,7 @@ pub enum Reduction {
     /// Sum of the squared distances to the mean, divided by the number of elements less
     /// `correction`.
     Variance {
-        /// What is subtracted from the number of elements.
+        /// The number to subtract from the number of elements: PyTorch's `correction`.
         correction: i64,
         /// Whether the result is the square root: the standard deviation.
         root: bool,

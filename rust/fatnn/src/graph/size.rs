@@ -105,7 +105,7 @@ impl Sizes {
         Size::Free { base: *indices.entry(expression).or_insert(next), offset: 0 }
     }
 
-    /// A new free size, equal only to itself.
+    /// A new dynamic size, equal only to itself.
     pub fn fresh(&self) -> Size {
         let count = self.indices.borrow().len();
         self.intern(Expression::Fresh(count))

@@ -97,7 +97,7 @@ impl Interpolate {
     /// Whether a nearest interpolation to exactly one or two times the input's size ignores the
     /// factor. PyTorch has two kernels for images; the one for small outputs and for many channels
     /// last does.
-    pub(crate) fn snaps(&self, axes: usize, channels: usize, output: [usize; 2]) -> bool {
+    pub(crate) fn ignores_factor(&self, axes: usize, channels: usize, output: [usize; 2]) -> bool {
         let small = output[0].saturating_add(output[1]) <= 128;
         self.sampling == Sampling::Nearest
             && axes == 2

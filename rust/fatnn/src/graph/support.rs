@@ -79,13 +79,13 @@ fn shapes_do_not_fit() -> Result<(), String> {
     Err(String::new())
 }
 
-pub(super) fn any(_: &Op, inputs: &[&[usize]]) -> Result<(), String> {
+pub(super) fn any_rank(_: &Op, inputs: &[&[usize]]) -> Result<(), String> {
     if inputs.iter().all(|shape| shape.len() <= MAX_RANK) { Ok(()) } else { shapes_do_not_fit() }
 }
 
 /// Indices of an embedding: the output has one dimension more.
 pub(super) fn embedding(op: &Op, inputs: &[&[usize]]) -> Result<(), String> {
-    if inputs[0].len() < MAX_RANK { any(op, inputs) } else { shapes_do_not_fit() }
+    if inputs[0].len() < MAX_RANK { any_rank(op, inputs) } else { shapes_do_not_fit() }
 }
 
 /// Batch, channels, and up to two spatial axes.
@@ -99,10 +99,10 @@ pub(super) fn image(_: &Op, inputs: &[&[usize]]) -> Result<(), String> {
 
 /// Reductions over dimensions that the input has.
 pub(super) fn reduce(op: &Op, inputs: &[&[usize]]) -> Result<(), String> {
-    let Op::Reduce { dims, .. } = op else { return any(op, inputs) };
+    let Op::Reduce { dims, .. } = op else { return any_rank(op, inputs) };
     let rank = inputs[0].len() as i64;
     match dims.iter().all(|dim| (-rank..rank).contains(dim)) {
-        true => any(op, inputs),
+        true => any_rank(op, inputs),
         false => Err(format!("the dimensions {dims:?} of a value with {rank}")),
     }
 }
@@ -112,7 +112,8 @@ pub(super) fn linear(_: &Op, inputs: &[&[usize]]) -> Result<(), String> {
     if (1..=MAX_RANK).contains(&inputs[0].len()) { Ok(()) } else { shapes_do_not_fit() }
 }
 
-/// Per-channel functions: over the second dimension of images, or the last of any value.
+/// Per-channel functions: channels are the second dimension of an image, or the last dimension of
+/// any other value.
 pub(super) fn channel(op: &Op, inputs: &[&[usize]]) -> Result<(), String> {
     match op {
         Op::ChannelScale { trailing: Some(0) } | Op::ChannelBias { trailing: Some(0) } => {
@@ -159,7 +160,7 @@ pub(super) fn interpolate_filter(op: &Op, inputs: &[&[usize]]) -> Result<(), Str
 /// Inputs of one rank. PyTorch also accepts empty vectors, which it skips; the engine does not.
 pub(super) fn cat(op: &Op, inputs: &[&[usize]]) -> Result<(), String> {
     if inputs.iter().all(|shape| shape.len() == inputs[0].len()) {
-        any(op, inputs)
+        any_rank(op, inputs)
     } else {
         shapes_do_not_fit()
     }

@@ -79,7 +79,7 @@ const BINARY: OpInfo = OpInfo {
     reads_plain: true,
     types: types::arithmetic,
     shape: shapes::broadcast,
-    support: Some(support::any),
+    support: Some(support::any_rank),
     ..ROW
 };
 
@@ -151,7 +151,7 @@ const ROWS: &[OpInfo] = &[
         types: types::constant,
         build: |_| Ok(Op::Constant),
         shape: shapes::constant,
-        support: Some(support::any),
+        support: Some(support::any_rank),
         ..ROW
     },
 ];

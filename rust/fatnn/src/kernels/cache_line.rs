@@ -92,7 +92,7 @@ impl CacheLine {
         &mut lines[..count]
     }
 
-    /// At least `bytes` bytes of lines, with any contents.
+    /// Grows `lines` to at least `bytes` bytes and returns as many; their contents are unspecified.
     ///
     /// # Errors
     /// [`crate::Error::Memory`] if there is not enough memory.

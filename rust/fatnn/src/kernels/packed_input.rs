@@ -189,7 +189,7 @@ impl<'a> PackedInput<'a> {
     }
 
     /// `[output, all]`: a packed row has `all` positions. The first `output` of them are output
-    /// pixels, and the results of the others are ignored.
+    /// pixels; the results of the rest are ignored.
     #[inline(always)]
     pub(crate) fn row_widths(&self) -> [usize; 2] {
         self.row_widths
@@ -210,7 +210,7 @@ pub struct Panel<'a> {
 }
 
 impl<'a> Panel<'a> {
-    /// A panel with a reduction of `chunks` chunks and `channels` existing output channels.
+    /// A panel with a reduction of `chunks` chunks and `channels` output channels before padding.
     ///
     /// # Panics
     /// If its size is wrong, which is a bug in the driver.
@@ -231,7 +231,7 @@ impl<'a> Panel<'a> {
         self.bytes
     }
 
-    /// Output channels that exist. Accumulators of the others are ignored.
+    /// Number of output channels. The rest of the panel is padding, whose accumulators are ignored.
     #[inline(always)]
     pub(crate) fn channels(&self) -> usize {
         self.channels

@@ -20,7 +20,7 @@ pub(crate) struct Taps {
 }
 
 impl Taps {
-    fn last(&self) -> usize {
+    fn last_offset(&self) -> usize {
         self.first + (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride
     }
 }
@@ -81,7 +81,7 @@ trait Reduce {
 fn pool<R: Reduce>(x: &[f32], taps: &Taps, out: &mut [f32]) {
     let channels = out.len();
     // One bounds check here, so that the compiler drops those of the loops.
-    let x = &x[taps.first..taps.last() + channels];
+    let x = &x[taps.first..taps.last_offset() + channels];
     let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
     for (i, out) in blocks.iter_mut().enumerate() {
         R::block(&x[i * BLOCK..], taps, out);

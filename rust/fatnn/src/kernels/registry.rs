@@ -12,7 +12,7 @@ use crate::error::{Result, bad_value};
 /// Returns a kernel if `Features` has what it needs and the operating system allows it.
 type KernelCtor = fn(Features) -> Option<&'static dyn Kernel>;
 
-/// Every kernel of this architecture. For each operand type, better kernels come first.
+/// Every kernel of this architecture. For each operand type, preferred kernels come first.
 const KERNELS: &[KernelCtor] = &[
     #[cfg(target_arch = "x86_64")]
     popcount::avx512::make,
@@ -80,7 +80,7 @@ pub(super) fn usable() -> Result<&'static [&'static dyn Kernel]> {
     Ok(USABLE.get_or_init(|| kernels_with(features)))
 }
 
-/// The kernels that this process may run. For each operand type, better kernels come first.
+/// The kernels that this process may run. For each operand type, preferred kernels come first.
 ///
 /// If `FATNN_KERNEL` names a family and this CPU has kernels of it, only these and int8 kernels are
 /// left. Int8 kernels that use a matrix unit are left only if that family is `matrix`.

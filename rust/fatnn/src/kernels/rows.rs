@@ -18,7 +18,7 @@ pub(crate) enum Fold {
     Min,
 }
 
-/// What a sum adds of every element.
+/// The number that a sum takes from each element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Term {
     Element,
@@ -32,7 +32,7 @@ pub(crate) enum Term {
 const ELEMENTS: Fold = Fold::Sum(Term::Element);
 
 impl Fold {
-    /// What is joined of an element.
+    /// The number that an element adds to the reduction.
     #[inline(always)]
     fn value(self, x: f32, mean: f64) -> f64 {
         let x = f64::from(x);

@@ -317,7 +317,7 @@ impl<'a> PackedWeights<'a> {
     /// The inner loop for an int8 depthwise convolution.
     ///
     /// # Errors
-    /// [`Error::Packed`] if the weights are for something else.
+    /// [`Error::Packed`] if the weights are not for a depthwise convolution.
     pub(crate) fn depthwise_inner(&self) -> Result<&'static dyn DepthwiseKernel> {
         match self.inner {
             Inner::Depthwise(depthwise) => Ok(depthwise),

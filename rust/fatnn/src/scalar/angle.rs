@@ -19,7 +19,7 @@ pub(super) fn sin_cos(x: f32) -> [f32; 2] {
     if !wide.is_finite() {
         return [f32::NAN; 2];
     }
-    let (quarter, rest) = if wide.abs() <= MAX_SHORT { short(wide) } else { long(x) };
+    let (quarter, rest) = if wide.abs() <= MAX_SHORT { reduce_short(wide) } else { reduce_long(x) };
     let square = rest * rest;
     let sin = rest
         * (1.0
@@ -53,15 +53,16 @@ pub(super) fn sin_cos(x: f32) -> [f32; 2] {
 
 /// The quarter turns of an angle of at most [`MAX_SHORT`], and the rest.
 #[inline(always)]
-fn short(x: f64) -> (i64, f64) {
+fn reduce_short(x: f64) -> (i64, f64) {
     const HIGH: f64 = 1.570_796_326_734_125_6; // the first 33 bits of π/2
     const LOW: f64 = 6.077_100_506_506_192e-11;
     let turns = (x * std::f64::consts::FRAC_2_PI + ROUND) - ROUND;
     (turns as i64, x - turns * HIGH - turns * LOW)
 }
 
-/// The same for large angles, by integers: 104 bits of 2/π that matter for the angle's exponent.
-fn long(x: f32) -> (i64, f64) {
+/// The quarter turns of a larger angle, and the rest, by integer arithmetic on the 104 bits of 2/π
+/// that matter for its exponent.
+fn reduce_long(x: f32) -> (i64, f64) {
     const FRACTION: u32 = 102;
     let bits = x.to_bits();
     let mantissa = u128::from(bits & 0x7f_ffff | 0x80_0000);

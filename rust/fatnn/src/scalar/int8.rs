@@ -43,8 +43,8 @@ impl Encoder {
         Encoder { inv_step, low, high, round: ROUND + 128.0 }
     }
 
-    /// The same for values of at least `floor`.
-    pub fn above(self, floor: f32) -> Self {
+    /// An encoder that first raises values to at least `floor`.
+    pub fn with_floor(self, floor: f32) -> Self {
         let low = if floor > f32::NEG_INFINITY { floor * self.inv_step } else { self.low };
         Encoder { low: self.low.max(low).min(self.high), ..self }
     }
@@ -81,7 +81,7 @@ impl Eq for Int8Quantizer {}
 impl Int8Quantizer {
     /// # Errors
     /// [`crate::Error::Value`] if the step or its reciprocal is not a positive, finite number, or
-    /// if the codes from `low` to `high` are none or do not fit a byte.
+    /// if `low` is above `high`, or the codes from `low` to `high` do not fit a byte.
     pub fn new(step: f32, low: i64, high: i64) -> Result<Self> {
         let inv_step = 1.0 / step;
         if !(step > 0.0 && (step * 256.0).is_finite() && inv_step.is_finite()) {

@@ -43,7 +43,7 @@ impl Lookup {
         self.rounded.as_ref().map(|(quantizer, bytes)| (*quantizer, &**bytes))
     }
 
-    /// What rounds the values that it takes.
+    /// The quantizer that rounds the function's inputs.
     pub(crate) fn quantizer(&self) -> Int8Quantizer {
         self.quantizer
     }

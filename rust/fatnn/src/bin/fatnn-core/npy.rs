@@ -14,7 +14,7 @@ use crate::Failure;
 const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// An array's shape and values.
-pub(crate) struct Read {
+pub(crate) struct NpyArray {
     shape: Vec<usize>,
     values: Values,
 }
@@ -26,7 +26,7 @@ enum Values {
     Bool(Vec<u8>),
 }
 
-impl Read {
+impl NpyArray {
     /// As a network takes it.
     pub(crate) fn array(&self) -> Array<'_> {
         let shape = self.shape.as_slice();
@@ -40,12 +40,12 @@ impl Read {
 }
 
 /// Reads an array.
-pub(crate) fn read(path: &Path) -> Result<Read, Failure> {
+pub(crate) fn read(path: &Path) -> Result<NpyArray, Failure> {
     let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
     parse(&bytes).map_err(|why| format!("{}: {why}", path.display()).into())
 }
 
-fn parse(bytes: &[u8]) -> Result<Read, String> {
+fn parse(bytes: &[u8]) -> Result<NpyArray, String> {
     let (header, data) = split(bytes)
         .ok_or("expected an array in .npy format, got something else or a damaged file")?;
     let field = |name: &str| {
@@ -92,7 +92,7 @@ fn parse(bytes: &[u8]) -> Result<Read, String> {
         "'|b1'" => Values::Bool(data.to_vec()),
         _ => Values::F32(numbers(data, f32::from_le_bytes)),
     };
-    Ok(Read { shape: sizes, values })
+    Ok(NpyArray { shape: sizes, values })
 }
 
 fn numbers<T, const N: usize>(data: &[u8], convert: fn([u8; N]) -> T) -> Vec<T> {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use crate::engine::ops::elementwise::{ChannelDim, in_rows};
 use crate::engine::ops::strided::Walk;
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
+};
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value};
 use crate::kernels::arithmetic::{Row, run_row};
@@ -76,7 +78,7 @@ impl Operation for Arithmetic {
         ))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         let first = inputs[Self::leading([inputs[0].rank, inputs[1].rank])];
         let order = self.channel_dim.order(first.rank).unwrap_or(first.order);
         // An input of lower rank is read by strides in the order that it has.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::engine::value::{
-    Cost, Element, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value,
+    Cost, Element, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
 };
 use crate::error::{Result, bad_value};
 use crate::graph::Tensor;
@@ -56,7 +56,7 @@ impl Operation for Concat {
         ))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (vec![inputs[0].order; inputs.len()], inputs[0].order) // small: an order each
     }
 }
@@ -169,7 +169,7 @@ impl Operation for Constant {
         Ok((self.measure(inputs)?.0, Box::new(ConstantStep(self))))
     }
 
-    fn orders(&self, _: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, _: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (Vec::new(), Order::RowMajor)
     }
 }

@@ -73,8 +73,8 @@ impl DepthwiseConv {
         conv.sizes(&dims).map_err(|error| error.in_node(label))
     }
 
-    /// How the source's floats become bytes: directly, or by a table if the functions in between
-    /// begin with a rounding to eight bits. `None` if there are other functions.
+    /// How the source makes the bytes of its lines: by the quantizer, or by a table if functions
+    /// precede the quantizer and the first one rounds to eight bits; else `None`.
     fn line_bytes(&self) -> Option<LineBytes> {
         let QuantizeParams { inv_step, bounds } =
             QuantizeParams::new(self.constants.inv_step, self.bounds);

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
+};
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::Result;
 use crate::graph::op::Op;
@@ -98,7 +100,7 @@ impl Operation for Map {
         Ok((inputs[0], Cost::of(&inputs[0].dims, 1 + self.functions.len())))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         let order = self.channel_dim.order(inputs[0].rank).unwrap_or(inputs[0].order);
         (vec![order], order) // small: one
     }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
+};
 use crate::error::{Result, bad_value, check_len};
 use crate::memory;
 use crate::parallel;
@@ -41,7 +43,7 @@ impl Operation for Embedding {
         Ok((self.measure(inputs)?.0, Box::new(EmbeddingStep(self))))
     }
 
-    fn orders(&self, _: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, _: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (vec![Order::RowMajor], Order::RowMajor) // small: one
     }
 }

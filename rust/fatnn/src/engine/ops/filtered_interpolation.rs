@@ -7,7 +7,9 @@
 use std::sync::Arc;
 
 use super::resize::{orders_of_resized, output_dims};
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
+};
 use crate::error::Result;
 use crate::graph::spatial::{Interpolate, Sampling};
 use crate::memory;
@@ -120,7 +122,7 @@ impl Operation for Filtered {
         Ok((output, Box::new(FilterStep { rows, columns, map: from.map, channels: from.channels })))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         orders_of_resized(inputs)
     }
 }

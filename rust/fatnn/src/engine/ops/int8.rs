@@ -7,7 +7,7 @@ use crate::conv::pooling::PoolStep;
 use crate::conv::{Constants, Padded};
 use crate::engine::ops::pool::Pool;
 use crate::engine::value::{
-    Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value,
+    Cost, Dims, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
 };
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
@@ -62,7 +62,7 @@ impl Operation for Int8Conv {
         Ok((Value::float(pooled), cost))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         let order = if self.axes == 0 && inputs[0].rank != 2 {
             Order::RowMajor
         } else {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::dtype::ValueType;
 use crate::engine::ops::strided::Walk;
 use crate::engine::value::{
-    Cost, Element, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value,
+    Cost, Element, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
 };
 use crate::error::{Result, bad_value};
 use crate::graph::op::Op;
@@ -99,7 +99,7 @@ impl Operation for IntegerOp {
         Ok((output, Box::new(IntegerStep { function: self.function, walk })))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         if !matches!(self.function, Function::Addcmul(_)) {
             return (vec![Order::RowMajor; inputs.len()], Order::RowMajor); // small: an order each
         }
@@ -272,7 +272,7 @@ impl Operation for Cumsum {
         Ok((inputs[0], Box::new(CumsumStep { size, step, is_i32: self.is_i32 })))
     }
 
-    fn orders(&self, _: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, _: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (vec![Order::RowMajor], Order::RowMajor) // small: one
     }
 }

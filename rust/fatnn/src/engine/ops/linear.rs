@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::conv::ConvShape;
 use crate::engine::value::{
-    Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value,
+    Cost, Dims, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
 };
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
@@ -139,7 +139,7 @@ impl Operation for FloatConv {
         Ok((output, Cost { bytes, ..Cost::of(&out, reduction) }))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         let order = if self.axes == 0 && inputs[0].rank != 2 {
             Order::RowMajor
         } else {

@@ -8,7 +8,9 @@
 use std::sync::Arc;
 
 use super::resize::{orders_of_resized, output_dims};
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
+};
 use crate::error::Result;
 use crate::graph::spatial::{Interpolate, Sampling};
 use crate::kernels::interpolate::{Neighbors, Row};
@@ -60,7 +62,7 @@ impl Operation for Linear {
         Ok((output, Box::new(step)))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         orders_of_resized(inputs)
     }
 }

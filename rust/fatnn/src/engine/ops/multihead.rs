@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::products::{BLOCK, Head, default_scale};
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
+};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::op::AttentionMasks;
 use crate::kernels::{CacheLine, Matrix, product};
@@ -45,8 +47,8 @@ enum Mask {
     EachHead,
     /// One row for every image.
     Keys,
-    /// The sum of a row for every image and one of the above: one matrix for every image, or, if
-    /// `true`, for every head of every image too.
+    /// [`Mask::Keys`] plus [`Mask::EachHead`] (if `true`) or [`Mask::Scores`]: one matrix for every
+    /// head of every image, or for every image.
     Both(bool),
 }
 
@@ -138,7 +140,7 @@ impl Operation for Multihead {
         Ok((self.measure(inputs)?.0, Box::new(MultiheadStep { layer: self, sizes })))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (vec![Order::RowMajor; inputs.len()], Order::RowMajor) // small: an order each
     }
 

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
+};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::op::{Norm, NormOver};
 use crate::kernels::rows::{NormalizeRow, run};
@@ -67,7 +69,7 @@ impl Operation for Normalize {
         Ok((self.measure(inputs)?.0, Box::new(NormalizeStep { normalize: self, sizes })))
     }
 
-    fn orders(&self, _: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, _: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (vec![Order::RowMajor], Order::RowMajor) // small: one
     }
 }

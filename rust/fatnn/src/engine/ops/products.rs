@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::engine::value::{
-    Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value,
+    Cost, ExecutableOp, MAX_RANK, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
 };
 use crate::error::{Result, bad_value};
 use crate::kernels::rows::{AttentionSoftmax, run};
@@ -63,7 +63,7 @@ impl Batch {
         result
     }
 
-    fn at(&self, mut index: usize) -> usize {
+    fn offset(&self, mut index: usize) -> usize {
         let mut at = 0;
         for i in (0..self.rank).rev() {
             at += index % self.sizes[i] * self.steps[i];
@@ -81,7 +81,7 @@ fn matrix(value: &Value) -> Option<[usize; 2]> {
 }
 
 /// Inputs and result are all row-major.
-fn row_major(inputs: &[Ordered]) -> (Vec<Order>, Order) {
+fn row_major(inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
     (vec![Order::RowMajor; inputs.len()], Order::RowMajor) // small: an order each
 }
 
@@ -114,7 +114,7 @@ impl Operation for Matmul {
         Ok((output, Box::new(MatmulStep { sizes: [trailing[0], trailing[1], k], batch })))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         row_major(inputs)
     }
 }
@@ -140,8 +140,8 @@ impl ExecutableOp for MatmulStep {
             while done * n < out.len() {
                 let (index, row) = ((first + done) / m, (first + done) % m);
                 let count = (BLOCK - row % BLOCK).min(m - row).min(out.len() / n - done);
-                let a = &a[self.batch[0].at(index)..][row * k..][..count * k];
-                let b = &b[self.batch[1].at(index)..][..k * n];
+                let a = &a[self.batch[0].offset(index)..][row * k..][..count * k];
+                let b = &b[self.batch[1].offset(index)..][..k * n];
                 let out = &mut out[done * n..][..count * n];
                 product([count, n, k], Matrix(a, [k, 1]), Matrix(b, [n, 1]), out);
                 done += count;
@@ -219,7 +219,7 @@ impl Operation for Attention {
         ))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         row_major(inputs)
     }
 }
@@ -281,7 +281,7 @@ impl ExecutableOp for AttentionStep {
         let cost = out.len().saturating_mul(s).saturating_mul(16);
         parallel::try_for_each_rows(out, l * vd, 1, cost, |first, out| {
             for (i, out) in out.chunks_exact_mut(l * vd).enumerate() {
-                let part = |n: usize| &inputs[n].floats()[self.batch[n].at(first + i)..];
+                let part = |n: usize| &inputs[n].floats()[self.batch[n].offset(first + i)..];
                 let head = Head {
                     q: Matrix(part(0), [d, 1]),
                     k: Matrix(part(1), [d, 1]),

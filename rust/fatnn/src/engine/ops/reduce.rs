@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
+};
 use crate::error::{Result, bad_value};
 use crate::graph::op::Reduction;
 use crate::kernels::rows::{self, Dim, Fold, Term, run};
@@ -20,7 +22,7 @@ pub(crate) struct Reduce {
 impl Reduce {
     /// The memory orders of the input and of the result. Results keep the order in memory of the
     /// dimensions that remain.
-    fn order(&self, input: Ordered) -> (Order, Order) {
+    fn order(&self, input: OrderAndRank) -> (Order, Order) {
         let stay = |dim: usize| dim < input.rank && !self.dims.contains(&dim);
         let in_order = !stay(1) || !(2..input.rank).any(stay);
         match input.order {
@@ -42,7 +44,7 @@ impl Operation for Reduce {
                 false => shape.push(size),
             }
         }
-        let input = Ordered { order: inputs[0].order(), rank: from.len() };
+        let input = OrderAndRank { order: inputs[0].order(), rank: from.len() };
         let output = Value::ordered(
             &shape,
             if shape.len() == 2 { Order::ChannelsLast } else { self.order(input).1 },
@@ -84,7 +86,7 @@ impl Operation for Reduce {
         Ok((output, Box::new(ReduceStep { kept, reduced, fold, divisor, root, count })))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         let (wanted, output) = self.order(inputs[0]);
         let rank = if self.keepdim {
             inputs[0].rank
@@ -143,7 +145,7 @@ impl Operation for Softmax {
         Ok((output, Box::new(SoftmaxStep { size, inner, log: self.log })))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (vec![inputs[0].order], inputs[0].order) // small: one
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::engine::value::{
-    Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value,
+    Cost, Dims, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
 };
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value};
@@ -61,14 +61,14 @@ impl Operation for Nearest {
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let (output, from) = (self.measure(inputs)?.0, inputs[0].dims);
-        let snaps = self.0.snaps(from.axes, from.channels, output.dims.map);
+        let ignores_factor = self.0.ignores_factor(from.axes, from.channels, output.dims.map);
         let table = |axis: usize| {
             let (size, count) = (from.map[axis], output.dims.map[axis]);
             let absent = 2 - from.axes;
             let ratio = match axis < absent {
                 true => 1.0,
-                false if snaps && count == size => 1.0,
-                false if snaps && count == 2 * size => 0.5,
+                false if ignores_factor && count == size => 1.0,
+                false if ignores_factor && count == 2 * size => 0.5,
                 false => self.0.ratio(axis - absent, size, count),
             };
             let sources = (0..count).map(|at| self.source(at, ratio, size));
@@ -83,13 +83,13 @@ impl Operation for Nearest {
         Ok((output, Box::new(step)))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         orders_of_resized(inputs)
     }
 }
 
 /// The orders of an operation that resizes images. Only the sizes of a second input matter.
-pub(super) fn orders_of_resized(inputs: &[Ordered]) -> (Vec<Order>, Order) {
+pub(super) fn orders_of_resized(inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
     let wanted = inputs
         .iter()
         .enumerate()

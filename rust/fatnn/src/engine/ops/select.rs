@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
+};
 use crate::error::{Result, bad_value};
 use crate::parallel;
 
@@ -50,7 +52,7 @@ impl Operation for Select {
         Ok((output, Box::new(SelectStep { flip: self.flip, size, count, inner })))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (inputs.iter().map(|_| Order::RowMajor).collect(), Order::RowMajor)
     }
 }

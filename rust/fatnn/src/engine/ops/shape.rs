@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::ops::strided::Walk;
 use crate::engine::value::{
-    Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value,
+    Cost, ExecutableOp, MAX_RANK, Operation, Order, OrderAndRank, Slice, SliceMut, Value,
 };
 use crate::error::{Result, bad_value};
 use crate::memory;
@@ -30,7 +30,7 @@ impl Operation for Reorder {
         Ok((output, Box::new(Transpose { rows, columns })))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (vec![inputs[0].order], self.0) // small: one
     }
 
@@ -146,7 +146,7 @@ impl Operation for Reshape {
         Ok((self.measure(inputs)?.0, Box::new(NoOp)))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         // Only the shape of the second input matters.
         let wanted = inputs
             .iter()
@@ -176,7 +176,7 @@ pub(crate) struct Permute(pub Vec<usize>);
 
 impl Permute {
     /// The memory order of the result if it can share the input's memory.
-    fn view(&self, input: Ordered) -> Option<Order> {
+    fn view(&self, input: OrderAndRank) -> Option<Order> {
         match (input.order, self.0.as_slice()) {
             (Order::ChannelsLast, [0, 2, 1] | [0, 2, 3, 1]) => Some(Order::RowMajor),
             (Order::RowMajor, [0, 2, 1] | [0, 3, 1, 2]) => Some(Order::ChannelsLast),
@@ -196,7 +196,8 @@ impl Operation for Permute {
             );
         }
         let shape: Vec<usize> = self.0.iter().map(|&dim| from[dim]).collect();
-        let (_, order) = self.orders(&[Ordered { order: inputs[0].order(), rank: from.len() }]);
+        let (_, order) =
+            self.orders(&[OrderAndRank { order: inputs[0].order(), rank: from.len() }]);
         let output = Value::ordered(&shape, order)?.of(inputs[0].element);
         Ok((output, Cost::of(&output.dims, 1)))
     }
@@ -207,17 +208,17 @@ impl Operation for Permute {
         Ok((output, Box::new(StridedCopy::new(output, &steps, 0))))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         let output = match inputs[0] {
             // Values of rank 2 have only one memory order.
-            Ordered { rank: 2, .. } => Order::ChannelsLast,
+            OrderAndRank { rank: 2, .. } => Order::ChannelsLast,
             input => self.view(input).unwrap_or(Order::RowMajor),
         };
         (vec![inputs[0].order], output) // small: one
     }
 
     fn is_view(&self, inputs: &[Value]) -> bool {
-        let input = Ordered { order: inputs[0].order(), rank: self.0.len() };
+        let input = OrderAndRank { order: inputs[0].order(), rank: self.0.len() };
         match input.rank {
             2 => self.0 == [0, 1],
             _ => self.view(input).is_some(),
@@ -317,7 +318,7 @@ impl Operation for SliceDim {
         Ok((output, Box::new(StridedCopy::new(output, &steps, offset))))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (vec![inputs[0].order], inputs[0].order) // small: one
     }
 }
@@ -367,7 +368,7 @@ impl Operation for Expand {
         Ok((output, Box::new(StridedCopy::new(output, &steps, 0))))
     }
 
-    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+    fn orders(&self, inputs: &[OrderAndRank]) -> (Vec<Order>, Order) {
         (inputs.iter().map(|input| input.order).collect(), Order::RowMajor)
     }
 }

@@ -82,14 +82,14 @@ pub(in crate::graph) fn conv(sizes: &Sizes, view: NodeView<'_>, inputs: &[&[Size
     require(weight[0].is_multiple_of(conv.groups), || {
         format!("{} groups do not fit {} output channels", conv.groups, weight[0])
     })?;
-    bias(view, weight[0])?;
+    check_bias(view, weight[0])?;
     let mut params = conv.params;
     params.kernel[2 - axes..].copy_from_slice(&weight[2..]);
     let map = each_axis(axes, map, |size, axis| windows(sizes, size, axis, &params))?;
     Ok([&front[..front.len() - 1], &[Size::Known(weight[0])], &map].concat())
 }
 
-pub(super) fn bias(view: NodeView<'_>, out: usize) -> Result<(), String> {
+pub(super) fn check_bias(view: NodeView<'_>, out: usize) -> Result<(), String> {
     match view.tensor("bias").map(Tensor::shape) {
         Some(shape) if shape != [out] => {
             Err(format!("a bias of {out} numbers expected, got the shape {shape:?}"))
@@ -111,7 +111,7 @@ pub(in crate::graph) fn linear(_: &Sizes, view: NodeView<'_>, inputs: &[&[Size]]
     require(last.may_be(features), || {
         format!("{features} channels expected, got the shape {:?}", inputs[0])
     })?;
-    bias(view, out)?;
+    check_bias(view, out)?;
     Ok([front, &[Size::Known(out)]].concat())
 }
 

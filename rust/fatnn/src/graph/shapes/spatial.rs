@@ -1,7 +1,7 @@
 //! Shape rules of operations that resize maps: interpolation, transposed convolution and
 //! depth-to-space. Also the type rule of depth-to-space on codes.
 
-use super::layers::bias;
+use super::layers::check_bias;
 use super::{ShapeResult, each_axis, require, same_as_input, split_spatial};
 use crate::codec::CodesLayout;
 use crate::dtype::ValueType;
@@ -115,7 +115,7 @@ pub(in crate::graph) fn conv_transpose(
     require(weight[0].is_multiple_of(conv.groups), || {
         format!("{} groups do not fit {} channels", conv.groups, weight[0])
     })?;
-    bias(view, out)?;
+    check_bias(view, out)?;
     let mut kernel = [1; 2];
     kernel[2 - axes..].copy_from_slice(&weight[2..]);
     let map = each_axis(axes, map, |size, axis| {

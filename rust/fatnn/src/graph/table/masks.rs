@@ -8,7 +8,7 @@ use crate::graph::ops::OpInfo;
 use crate::graph::{shapes, support, types};
 use crate::scalar::{Comparison, Logical};
 
-const PLAIN: OpInfo = OpInfo { reads_plain: true, support: Some(support::any), ..ROW };
+const PLAIN: OpInfo = OpInfo { reads_plain: true, support: Some(support::any_rank), ..ROW };
 const PAIR: OpInfo = OpInfo { inputs: (2, Some(2)), shape: shapes::broadcast, ..PLAIN };
 const COMPARE: OpInfo = OpInfo { types: types::compare, ..PAIR };
 const LOGICAL: OpInfo = OpInfo { types: types::logical, ..PAIR };

@@ -11,7 +11,7 @@ const MOVE: OpInfo = OpInfo {
     form: Form::Shape,
     reads_plain: true,
     types: types::same_as_inputs,
-    support: Some(support::any),
+    support: Some(support::any_rank),
     ..ROW
 };
 

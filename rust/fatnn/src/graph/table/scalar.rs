@@ -9,7 +9,7 @@ use crate::graph::ops::{Exactness, Form, OpInfo};
 use crate::graph::support;
 use crate::scalar::{Int8Quantizer, Scalar};
 
-const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any), ..ROW };
+const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any_rank), ..ROW };
 // PyTorch's results for these may differ in the last bit with the position in memory, so their
 // memory format matters. That includes square roots.
 const APPROXIMATE: OpInfo =

@@ -15,12 +15,12 @@ const AFFINE: &[Role] = &[role("weight", F32, false), role("bias", F32, false)];
 const REDUCE: OpInfo =
     OpInfo { attrs: OVER, shape: shapes::reduce, support: Some(support::reduce), ..SUM };
 const NORM: OpInfo =
-    OpInfo { tensors: AFFINE, shape: shapes::norm, support: Some(support::any), ..SUM };
+    OpInfo { tensors: AFFINE, shape: shapes::norm, support: Some(support::any_rank), ..SUM };
 const SOFTMAX: OpInfo = OpInfo {
     attrs: &[always("dim", Int), LAYOUT],
     exactness: Exactness::Transcendental,
     shape: shapes::softmax,
-    support: Some(support::any),
+    support: Some(support::any_rank),
     ..ROW
 };
 
@@ -84,7 +84,7 @@ pub(super) const SUMS: &[OpInfo] = &[
         attrs: &[always("value", Float), LAYOUT],
         build: |a| Ok(Op::Addcmul { value: a.float("value")? }),
         shape: shapes::broadcast_all,
-        support: Some(support::any),
+        support: Some(support::any_rank),
         ..SUM
     },
     OpInfo {
@@ -122,7 +122,7 @@ pub(super) const SUMS: &[OpInfo] = &[
         attrs: &[LAYOUT],
         build: |_| Ok(Op::Matmul),
         shape: shapes::matmul,
-        support: Some(support::any),
+        support: Some(support::any_rank),
         ..SUM
     },
     OpInfo {
@@ -135,7 +135,7 @@ pub(super) const SUMS: &[OpInfo] = &[
             Ok(Op::Attention { causal: a.flag("causal")?, scale })
         },
         shape: shapes::attention,
-        support: Some(support::any),
+        support: Some(support::any_rank),
         ..ROW
     },
     OpInfo {
@@ -165,7 +165,7 @@ pub(super) const SUMS: &[OpInfo] = &[
             Ok(Op::Multihead { heads, batch_first, masks })
         },
         shape: shapes::multihead,
-        support: Some(support::any),
+        support: Some(support::any_rank),
         ..ROW
     },
 ];

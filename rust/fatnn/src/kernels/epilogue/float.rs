@@ -71,7 +71,7 @@ const fn prefetch_rows(width: usize) -> usize {
     if rows < 8 { rows } else { 8 }
 }
 
-/// A residual in the output, next to the constants of [`crate::kernels::isa`].
+/// The residual is already in the output. 0 to 2 are the kinds of [`crate::kernels::isa`].
 const IN_PLACE: u8 = 3;
 
 /// Prefetches the part of a residual's row from element `at` on.

@@ -220,7 +220,8 @@ fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
     nan
 }
 
-/// Eight elements, or those that exist and zeros, in `last`.
+/// The first eight elements. If there are fewer, they are copied to `last`, which has zeros after
+/// them.
 #[inline(always)]
 fn first_of<'a, T: Copy>(from: &'a [T], last: &'a mut [T; 8]) -> &'a [T; 8] {
     match from.first_chunk() {

@@ -63,7 +63,7 @@ pub(crate) struct Int8Rows<'a, const NR: usize> {
     pub acc: &'a [[i32; NR]],
     pub scale: &'a [f32; NR],
     pub bias: &'a [f32; NR],
-    /// Channels of the tile that exist, from number `first` on.
+    /// Number of channels of the tile, from channel `first` on; the other columns are padding.
     pub channels: usize,
     pub first: usize,
     /// Elements from one row of the residual and of the output to the next.

@@ -178,8 +178,8 @@ unsafe fn run(
     unsafe { amx::configure() };
     let mut tile = 0;
     for left in (1..=blocks).rev() {
-        // For long reductions, split row tiles evenly over the blocks: expanding a tile of weights
-        // takes no extra time next to three products, but it does next to one.
+        // For long reductions, split row tiles evenly over the blocks: the time to expand a tile of
+        // weights is hidden behind three products, but not behind one.
         let rest = input.positions().div_ceil(SIDE) - tile;
         let rows = if expanded { rest.min(BLOCK / SIDE) } else { rest.div_ceil(left) };
         let first = tile * SIDE;

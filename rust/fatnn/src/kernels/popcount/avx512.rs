@@ -221,7 +221,7 @@ unsafe fn count<const R: usize>(
         Some((&first, rest)) => (first, rest),
         None => return twos,
     };
-    // The first chunk has nothing to add to.
+    // The first chunk takes fewer instructions, because `ones` and `twos` are still 0.
     // SAFETY: the caller promises readable rows and weights.
     unsafe {
         let s = vectors(weights, 0, vector_bytes(true));

@@ -89,7 +89,7 @@ pub(crate) const ZERO_STATE: u8 = 4;
 pub(crate) const SCALE: usize = 8;
 /// The selecting byte of a table row is its number times this.
 const SELECTOR_SCALE: usize = 16 / SCALE;
-/// The same for two-bit activations that select rows. There, every byte value selects a row.
+/// As [`SELECTOR_SCALE`], for two-bit activations that select rows: every byte value selects a row.
 pub(crate) const UINT2_SCALE: usize = 16;
 /// Groups whose products fit half a byte when added up.
 pub(crate) const ROUND: usize = 3;

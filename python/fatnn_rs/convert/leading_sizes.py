@@ -1,4 +1,4 @@
-"""First sizes of a captured graph's values at another batch size.
+"""Sizes of dimension 0 of a captured graph's values at another batch size.
 
 A size such as ``windows.shape[0] // x.shape[0]`` depends on the batch only in its parts. To see
 that it is the same in every run, the lowering needs both at two batch sizes.
@@ -14,11 +14,11 @@ from torch import SymInt, Tensor, fx
 from fatnn_rs.convert.capture import Captured
 from fatnn_rs.convert.lower.folding import other_batch
 
-__all__ = ["first_sizes"]
+__all__ = ["leading_sizes"]
 
 
-def first_sizes(captured: Captured) -> dict[fx.Node, int]:
-    """Return the first size of every value at the folding's other batch size; {} if unknown."""
+def leading_sizes(captured: Captured) -> dict[fx.Node, int]:
+    """Return the size of dimension 0 of every value at :func:`other_batch`; {} if unknown."""
     inputs = [n for n in captured.graph.nodes if n.name in captured.inputs]
     batches = {captured.seen[n].shape[0] for n in inputs if captured.seen[n].shape}
     if len(batches) != 1 or 0 in batches:
@@ -39,7 +39,7 @@ def first_sizes(captured: Captured) -> dict[fx.Node, int]:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and records the first sizes."""
+    """Runs a graph and records sizes of dimension 0."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)

@@ -1,4 +1,4 @@
-"""Numbers computed from first sizes that the batch scales, such as windows per image."""
+"""Numbers computed from sizes of dimension 0 that the batch scales, such as windows per image."""
 
 from __future__ import annotations
 
