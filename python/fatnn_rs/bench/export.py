@@ -39,12 +39,15 @@ class BenchTask:
         Number of threads.
     folder
         Directory for files; removed after the measurement.
+    calibration
+        More inputs, of the same shapes, for the ranges of int8 activations.
     """
 
     model: nn.Module
     inputs: tuple[Any, ...]
     threads: int
     folder: Path
+    calibration: tuple[tuple[Any, ...], ...] = ()
     _failures: dict[str, Exception] = field(default_factory=dict, repr=False)
 
     @property
@@ -60,9 +63,9 @@ class BenchTask:
     def qdq(self) -> Path:
         """The model quantized by onnxruntime: static QDQ, uint8 activations, int8 weights.
 
-        Weights have a scale per output channel. Ranges are the minimum and maximum for these
-        inputs. On x86 processors without VNNI, weights keep seven bits: there, onnxruntime's 16-bit
-        sums of two products would saturate, as its documentation says.
+        Weights have a scale per output channel. Ranges are the minimum and maximum for the inputs
+        and the calibration inputs. On x86 processors without VNNI, weights keep seven bits: there,
+        onnxruntime's 16-bit sums of two products would saturate, as its documentation says.
         """
         return self._cached("int8.onnx", self._quantize)
 
@@ -101,7 +104,10 @@ class BenchTask:
         quantization.quantize_static(
             str(prepared),
             str(path),
-            _Calibration(self.feed(_input_names(prepared))),
+            _Calibration(
+                self._feed(_input_names(prepared), given)
+                for given in (self.inputs, *self.calibration)
+            ),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -118,7 +124,10 @@ class BenchTask:
         UnsupportedError
             The ONNX file and the model have different numbers of inputs.
         """
-        tensors = [value for value in self.inputs if isinstance(value, Tensor)]
+        return self._feed(names, self.inputs)
+
+    def _feed(self, names: Sequence[str], inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
         if len(tensors) != len(names):
             raise UnsupportedError(
                 f"the exported model takes {len(names)} inputs ({', '.join(names)}), the model "
@@ -131,10 +140,10 @@ class BenchTask:
 
 
 class _Calibration:
-    """Calibration data for onnxruntime: one batch."""
+    """Calibration data for onnxruntime."""
 
-    def __init__(self, feed: dict[str, np.ndarray]) -> None:
-        self._batches = iter([feed])
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        self._batches = batches
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._batches, None)
