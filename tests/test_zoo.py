@@ -122,6 +122,23 @@ def test_picture_is_preprocessed_like_the_test_images(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.image_input.read(tmp_path / "0.png"), x)
 
 
+@pytest.mark.parametrize("size", [(50, 40), (33, 100), (64, 64), (41, 43), (300, 20)])
+def test_picture_is_preprocessed_like_those_of_a_folder(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            noise = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / part / name / "p.png")
+    settings = ["data=folder", "image_size=21", "batch_size=2", "augment={}"]
+    data = load_data(load_recipe("digits", settings), tmp_path)
+    assert data.class_names == ("a", "b")
+    (x, _), *_ = data.test_batches(1)
+    got = data.image_input.read(tmp_path / "val" / "a" / "p.png")
+    np.testing.assert_allclose(got, x.numpy(), atol=1e-5)
+
+
 def test_pictures_are_scaled_cropped_and_normalised(tmp_path: Path) -> None:
     image = ImageInput(3, 4, 4, 8, (0.5, 0.0, 0.25), (0.5, 1.0, 2.0))
     pixels = np.zeros((16, 32, 3), np.uint8)

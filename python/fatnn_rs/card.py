@@ -115,11 +115,11 @@ class ImageInput:
             if error.errno is not None:  # the file, not its content
                 raise
             raise InputError(f"{path}: the picture is damaged: {error}") from error
-        scale = self.resize / min(picture.size)
-        size = [max(self.resize, round(side * scale)) for side in picture.size]
+        # Both roundings are torchvision's, for test images.
+        size = [int(self.resize * side / min(picture.size)) for side in picture.size]
         if size != list(picture.size):
             picture = picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)
-        left, top = (size[0] - self.width) // 2, (size[1] - self.height) // 2
+        left, top = round((size[0] - self.width) / 2), round((size[1] - self.height) / 2)
         picture = picture.crop((left, top, left + self.width, top + self.height))
         pixels = np.asarray(picture, np.float32).reshape(self.height, self.width, self.channels)
         mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
