@@ -107,6 +107,7 @@ impl<'a> TileRows<'a> {
 pub struct Tiles<'a> {
     rows: TileRows<'a>,
     panel: &'a [u8],
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels know it"))]
     pitch: usize,
 }
 
@@ -127,6 +128,7 @@ impl<'a> Tiles<'a> {
     }
 
     /// Elements from the accumulators of one row to those of the next.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn pitch(&self) -> usize {
         self.pitch

@@ -50,16 +50,19 @@ impl Encoder {
     }
 
     /// `1 / step`, the lowest and the highest code, and what is added to round.
+    #[cfg(target_arch = "x86_64")]
     pub fn constants(&self) -> [f32; 4] {
         [self.inv_step, self.low, self.high, self.round]
     }
 
     /// A byte minus its code.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn offset(&self) -> i16 {
         (self.round - ROUND) as i16
     }
 
     /// The byte of the lowest code.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn lowest_byte(&self) -> u8 {
         (self.low + self.round).to_bits() as u8
     }

@@ -39,6 +39,7 @@ impl Lookup {
     }
 
     /// The quantizer and the bytes of results that are rounded to eight bits.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn rounded(&self) -> Option<(Int8Quantizer, &[u8; 256])> {
         self.rounded.as_ref().map(|(quantizer, bytes)| (*quantizer, &**bytes))
     }

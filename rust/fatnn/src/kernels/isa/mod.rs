@@ -94,6 +94,7 @@ impl<const NR: usize> Int8Rows<'_, NR> {
     ///
     /// # Panics
     /// If they do not, which is a bug in the caller.
+    #[cfg(target_arch = "x86_64")]
     pub fn check<const RESIDUAL: u8>(&self, out: &[u8]) {
         let end = self.acc.len().saturating_sub(1).checked_mul(self.pitch);
         let end = end.and_then(|at| at.checked_add(self.first)?.checked_add(self.channels));
