@@ -10,6 +10,7 @@ model, if it was another one.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -37,17 +38,34 @@ def main() -> None:
     parser.add_argument("--float-from", type=Path)
     given = parser.parse_args()
     network = given.run / "net.safetensors"
-    if network.stat().st_size > MAX_BYTES:
-        raise SystemExit(f"{network} has more than {MAX_BYTES:,} bytes")
+    runs = {"float": given.float_from or given.run, "ternary": given.run}
+    files = [network, network.with_suffix(".json"), *(runs[name] / f"{name}.pt" for name in runs)]
+    for file in files:
+        if not file.is_file():
+            parser.error(f"{file} is missing; give a finished run, and its float one if it had one")
     card = replace(
-        read_card(given.run / "net.json"),
+        read_card(network.with_suffix(".json")),
         description=given.description,
         command=given.command,
         limits=given.limits,
     )
+    reasons = {
+        "name: expected small letters, digits and '-'": not re.fullmatch("[a-z0-9-]+", given.name),
+        "--description, --command and --limits: give a text": not all(
+            text.strip() for text in (given.description, given.command, given.limits)
+        ),
+        f"{network} has more than {MAX_BYTES:,} bytes": network.stat().st_size > MAX_BYTES,
+        "the run held training images out; train on all of them": card.recipe["holdout"],
+        "the run has no commit, or files differed from it; train from a clean checkout": not str(
+            card.machine.get("commit") or "+"
+        ).isalnum(),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            parser.error(reason)
     shutil.copyfile(network, ZOO / f"{given.name}.safetensors")
-    (ZOO / f"{given.name}.json").write_text(card.to_json(), encoding="utf-8")
-    for phase, run in (("float", given.float_from or given.run), ("ternary", given.run)):
+    card.write(ZOO / f"{given.name}.json")
+    for phase, run in runs.items():
         weights = torch.load(run / f"{phase}.pt", map_location="cpu", weights_only=True)["model"]
         file = ZOO / f"{given.name}.{phase}.safetensors"
         save_file({name: value.contiguous() for name, value in weights.items()}, file)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import fatnn_rs
+from fatnn_rs import zoo
 from fatnn_rs.quant import QUANTIZERS
 from fatnn_rs.train.recipe import recipe_names
 
@@ -36,7 +37,10 @@ def test_readme_example_runs(
     assert torch.equal(net(images), logits)  # type: ignore[arg-type]
 
 
-def test_training_page_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_page_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.+?)```", TRAINING.read_text(encoding="utf-8"), re.DOTALL)
     torch.manual_seed(0)
     names: dict[str, object] = {}
@@ -44,6 +48,7 @@ def test_training_page_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
         exec(compile(code, str(TRAINING), "exec"), names)
         assert "net" in names
     assert capsys.readouterr().out.count("LayerState(layer=") == 9
+    assert zoo.read_card("mine.json").description == "my digits"
 
 
 def test_training_page_names_every_recipe_and_quantizer() -> None:

@@ -52,7 +52,10 @@ def test_cifar100_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.M
 
     def fake(root: Path, train: bool, download: bool) -> Any:
         images = np.random.default_rng(int(train)).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
-        return SimpleNamespace(data=images, targets=[i * 37 % 100 for i in range(64)])
+        names = [f"class {i}" for i in range(100)]
+        return SimpleNamespace(
+            data=images, targets=[i * 37 % 100 for i in range(64)], classes=names
+        )
 
     monkeypatch.setattr(datasets, "CIFAR100", fake)
     check_finished_run(train_recipe(tmp_path, name, *SHORT, data=tmp_path), tmp_path)

@@ -112,7 +112,7 @@ def test_missing_or_wrong_data_raises(
         "mixed_precision=null",
         "ternary.distill=0",
     )
-    with pytest.raises(InputError, match=r"a picture cannot be read: .*cannot identify image file"):
+    with pytest.raises(InputError, match=r"a picture cannot be read: .*0\.png: not a picture"):
         train_recipe(tmp_path / "g", "imagenet-resnet18", *toy, data=broken)
     assert set(DATASETS) == {
         "digits",

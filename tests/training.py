@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from fatnn_rs.train.data import load_data
 from fatnn_rs.train.loop import TrainOptions, train
 from fatnn_rs.train.recipe import load_recipe
 from fatnn_rs.train.run import read_state
@@ -78,3 +79,12 @@ def make_pictures(folder: Path) -> None:
             for number in range(3):
                 pixels = generator.integers(0, 256, (40, 52, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
+
+
+def save_digit(path: Path, index: int = 0, scale: int = 8) -> int:
+    """Write a test image of the digits, ``scale`` times as large, and return its label."""
+    data = load_data(load_recipe("digits"), None)
+    x, y = next(iter(data.test_batches(index + 1)))
+    pixels = (x[index, 0] * 255).round().to(torch.uint8).numpy()
+    Image.fromarray(pixels).resize((8 * scale, 8 * scale), Image.Resampling.NEAREST).save(path)
+    return int(y[index])

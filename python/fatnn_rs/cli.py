@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fatnn_rs.errors import ConfigError, FatnnError, InputError, UnsupportedError
+from fatnn_rs.errors import ConfigError, FatnnError, UnsupportedError
 
 __all__ = [
     "DataOption",
@@ -47,14 +46,14 @@ def _find_network(text: str) -> Path:
     """Return a network's file, which may be given as its name in the zoo."""
     from fatnn_rs import zoo
 
-    if text in zoo.names() and not Path(text).exists():
-        return zoo.path(text)
-    if not Path(text).is_file():
-        what = "is a directory" if Path(text).is_dir() else "does not exist"
+    if Path(text).is_file():
+        return Path(text)
+    if text not in zoo.names():
+        what = "is a directory" if text and Path(text).is_dir() else "does not exist"
         raise typer.BadParameter(
             f"{text!r} {what}; give a file, or one of the zoo: {', '.join(zoo.names())}"
         )
-    return Path(text)
+    return zoo.path(text)
 
 
 Network = Annotated[
@@ -87,8 +86,9 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int
     """Run a command line; print an expected error as one line on standard error and return 1."""
     try:
         app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name=name)
-    except (FatnnError, ImportError, OSError) as error:
-        print(f"{name}:", " ".join(str(error).split()), file=sys.stderr)
+    except (FatnnError, ImportError, MemoryError, OSError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"{name}:", text, file=sys.stderr)
         return 1
     return 0
 
@@ -205,6 +205,7 @@ def train(
     from rich.console import Console
 
     _require_training()
+    from fatnn_rs.cli_run import train_command
     from fatnn_rs.train.loop import TrainOptions
     from fatnn_rs.train.loop import train as run_recipe
     from fatnn_rs.train.recipe import load_recipe
@@ -213,7 +214,13 @@ def train(
     recipe = load_recipe(config, given if model is None else [f"model={json.dumps(model)}", *given])
     _set_threads(threads)
     options = TrainOptions(
-        out=out, data=data, seed=seed, download=download, float_from=float_from, cpu=cpu
+        out=out,
+        data=data,
+        seed=seed,
+        download=download,
+        float_from=float_from,
+        cpu=cpu,
+        command=train_command(config, data, model, given, float_from, seed),
     )
     result = run_recipe(
         recipe.float_only() if float_only else recipe, options, Console(stderr=True)
@@ -258,35 +265,9 @@ def evaluate(
 ) -> None:
     """Measure a saved network's accuracy on a recipe's test images."""
     _require_training()
-    from fatnn_rs.cli_run import trained_recipe
-    from fatnn_rs.train.data import load_data
-    from fatnn_rs.train.recipe import load_recipe
+    from fatnn_rs.cli_run import measure_accuracy
 
-    found = trained_recipe(network) if config is None else config
-    test = load_data(load_recipe(found, settings or ()), data, download)
-    import fatnn_rs
-
-    net = fatnn_rs.load(network)
-    outputs = net(next(iter(test.test_batches(1)))[0])
-    if getattr(outputs, "shape", None) != (1, test.classes):
-        shape = list(getattr(outputs, "shape", ()))
-        raise InputError(
-            f"{network}: gives {shape or type(outputs).__name__} for one image, but data set "
-            f"{test.name!r} has {test.classes} classes; give the --config it was trained with"
-        )
-    start = time.perf_counter()
-    right = sum(int((net(x).argmax(1) == y).sum()) for x, y in test.test_batches(batch))
-    seconds = time.perf_counter() - start
-    figures = {
-        "accuracy": right / test.test_count,
-        "images": test.test_count,
-        "seconds": round(seconds, 2),
-    }
-    print(
-        json.dumps(figures)
-        if as_json
-        else f"{right / test.test_count:.2%} of {test.test_count:,} images, {seconds:.1f} s"
-    )
+    measure_accuracy(network, config, settings or (), data, download, batch, as_json)
 
 
 def _require_training() -> None:
@@ -328,10 +309,13 @@ def run(
     """Classify pictures, or run a network on an array and print the largest output per row."""
     from fatnn_rs.cli_run import run_array, run_pictures
 
-    if [file.suffix for file in inputs] == [".npy"]:
-        run_array(network, inputs[0], out, as_json)
+    arrays = [file for file in inputs if file.suffix.lower() == ".npy"]
+    if arrays and len(inputs) > 1:
+        raise typer.BadParameter(f"{arrays[0]} is an array; give one array, or only pictures")
+    if arrays:
+        run_array(network, arrays[0], out, as_json)
     elif out is not None:
-        raise ConfigError("--out is for arrays: give one .npy file, or leave --out away")
+        raise typer.BadParameter("--out is for arrays: give one .npy file, or leave it away")
     else:
         run_pictures(network, inputs, top, as_json)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +17,17 @@ from fatnn_rs.card import read_card
 from fatnn_rs.errors import ConfigError, InputError
 from fatnn_rs.report import Report
 
-__all__ = ["read_report", "run_array", "run_pictures", "show_zoo", "trained_recipe"]
+if TYPE_CHECKING:
+    from fatnn_rs.train.data import Data
+
+__all__ = [
+    "measure_accuracy",
+    "read_report",
+    "run_array",
+    "run_pictures",
+    "show_zoo",
+    "train_command",
+]
 
 
 def run_array(network: Path, inputs: Path, out: Path | None, as_json: bool) -> None:
@@ -66,11 +77,7 @@ def run_pictures(network: Path, pictures: Sequence[Path], top: int, as_json: boo
     """Print the most likely classes of pictures."""
     from fatnn_rs.zoo import Classifier
 
-    arrays = [str(path) for path in pictures if path.suffix == ".npy"]
-    if arrays:
-        raise ConfigError(f"{arrays[0]}: give one array, or pictures, but not both")
-    classifier = Classifier(network)
-    found = classifier.classify(pictures, top)
+    found = Classifier(network).classify(list(pictures), top)
     if as_json:
         rows = [
             {
@@ -106,7 +113,48 @@ def show_zoo(name: str | None, as_json: bool) -> None:
         print(f"{name:<{width}}  {card.accuracy:.2%}  {size:4.0f} KiB  {card.description}")
 
 
-def trained_recipe(network: Path) -> dict[str, Any]:
+def measure_accuracy(
+    network: Path,
+    config: str | None,
+    settings: Sequence[str],
+    folder: Path | None,
+    download: bool,
+    batch: int,
+    as_json: bool,
+) -> None:
+    """Print a network's accuracy on the test images of a recipe, by default its card's."""
+    from fatnn_rs.train.data import load_data
+    from fatnn_rs.train.recipe import load_recipe
+
+    recipe = load_recipe(_trained_recipe(network) if config is None else config, settings)
+    data = load_data(recipe, folder, download)
+    _check_data(network, data)
+    net = fatnn_rs.load(network)
+    outputs = net(next(iter(data.test_batches(1)))[0])
+    if getattr(outputs, "shape", None) != (1, data.classes):
+        shape = list(getattr(outputs, "shape", ()))
+        raise InputError(
+            f"{network}: gives {shape or type(outputs).__name__} for one image, but data set "
+            f"{data.name!r} has {data.classes} classes; give the --config it was trained with"
+        )
+    start = time.perf_counter()
+    right = sum(int((net(x).argmax(1) == y).sum()) for x, y in data.test_batches(batch))
+    seconds = time.perf_counter() - start
+    figures = {
+        "accuracy": right / data.test_count,
+        "images": data.test_count,
+        "held_out": bool(recipe.holdout),
+        "seconds": round(seconds, 2),
+    }
+    what = "held-out training" if recipe.holdout else "test"
+    print(
+        json.dumps(figures)
+        if as_json
+        else f"{right / data.test_count:.2%} of {data.test_count:,} {what} images, {seconds:.1f} s"
+    )
+
+
+def _trained_recipe(network: Path) -> dict[str, Any]:
     """Return the recipe in a network's card."""
     path = network.with_suffix(".json")
     if not path.is_file():
@@ -114,6 +162,37 @@ def trained_recipe(network: Path) -> dict[str, Any]:
             f"{network}: there is no card {path.name} next to it that has its recipe; give --config"
         )
     return read_card(path).recipe
+
+
+def train_command(
+    config: str,
+    data: Path | None,
+    model: str | None,
+    settings: Sequence[str],
+    float_from: Path | None,
+    seed: int,
+) -> str:
+    """Return the command line that trains the same network on any machine."""
+    words = ["fatnn", "train", "--config", config]
+    words += [] if data is None else ["--data", "DATA"]
+    words += [] if model is None else ["--model", model]
+    words += [word for setting in settings for word in ("--set", setting)]
+    words += [] if float_from is None else ["--float-from", float_from.name]
+    return shlex.join([*words, "--seed", str(seed)])
+
+
+def _check_data(network: Path, data: Data) -> None:
+    """Check that test images have the shape that the network's card names, if there is a card."""
+    path = network.with_suffix(".json")
+    if not path.is_file():
+        return
+    image = read_card(path).image
+    if data.shape != (image.channels, image.height, image.width):
+        raise InputError(
+            f"{network}: takes images of {image.channels}x{image.height}x{image.width}, but data "
+            f"set {data.name!r} has {'x'.join(map(str, data.shape))}; leave --config away, or give "
+            "the one it was trained with"
+        )
 
 
 def read_report(network: Path) -> Report:

@@ -19,6 +19,7 @@ import torch
 from fatnn_rs.card import ImageInput
 from fatnn_rs.errors import ConfigError, InputError, UnsupportedError
 from fatnn_rs.machine import usable_cpus
+from fatnn_rs.pictures import read_picture
 from fatnn_rs.train.image_data import WHOLE, Batch, ImageData, ProcessShard, generator, permutation
 from fatnn_rs.train.recipe import Recipe
 
@@ -169,9 +170,9 @@ class FolderData:
             yield from loader
         except Exception as error:  # An error in a worker has its traceback as message.
             last = [line for line in str(error).splitlines() if line.strip()][-1:]
+            reason = "".join(last).removeprefix("fatnn_rs.errors.InputError: ")
             raise InputError(
-                f"data set {self.name!r}: a picture cannot be read: {''.join(last)}; "
-                "replace or remove it"
+                f"data set {self.name!r}: a picture cannot be read: {reason}; replace or remove it"
             ) from error
 
     def train_batches(
@@ -299,7 +300,7 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
     found: list[Any] = []
     for part, transform in (("train", train), ("val", test)):
         try:
-            found.append(datasets.ImageFolder(folder / part, transform))
+            found.append(datasets.ImageFolder(folder / part, transform, loader=_read_colours))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"data set {recipe.data!r}: expected {folder / part}/CLASS/PICTURE ({error}); give "
@@ -315,6 +316,11 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
         )
     workers = min(8, usable_cpus())
     return FolderData(recipe.data, tuple(names[0]), found[0], found[1], size, workers)
+
+
+def _read_colours(path: str) -> Any:
+    """Read a picture as a card's network does: see :mod:`fatnn_rs.pictures`."""
+    return read_picture(path, 3)
 
 
 def _resize(size: int) -> int:

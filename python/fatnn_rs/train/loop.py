@@ -62,6 +62,8 @@ class TrainOptions:
         Train on the CPU even if there is a GPU.
     checkpoint_seconds
         Time between two checkpoints inside an epoch. There is one after every epoch, too.
+    command
+        The command line, for the network's card.
     """
 
     out: Path
@@ -71,6 +73,7 @@ class TrainOptions:
     float_from: Path | None = None
     cpu: bool = False
     checkpoint_seconds: float = 60.0
+    command: str = ""
 
 
 def train(recipe: Recipe, options: TrainOptions, console: Console | None = None) -> dict[str, Any]:
@@ -234,6 +237,7 @@ class Job:
             float_accuracy=result.get("float_accuracy"),
             recipe=self.recipe.to_json(),
             seed=self.options.seed,
+            command=self.options.command,
             machine={key: machine[key] for key in ("cpu", "commit", "date", "versions")},
         )
 

@@ -9,19 +9,31 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from fatnn_rs.card import Card, read_card
+from fatnn_rs.card import Card, ImageInput, read_card
 from fatnn_rs.errors import ConfigError, InputError, UnsupportedError
 from fatnn_rs.numpy_network import NumpyNetwork, load_numpy
+from fatnn_rs.pictures import Picture
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Classifier", "card", "load", "load_float", "load_prepared", "names", "path"]
+__all__ = [
+    "Card",
+    "Classifier",
+    "ImageInput",
+    "card",
+    "load",
+    "load_float",
+    "load_prepared",
+    "names",
+    "path",
+    "read_card",
+]
 
 _FOLDER = Path(__file__).parent
 
@@ -29,10 +41,14 @@ _FOLDER = Path(__file__).parent
 class Classifier:
     """A network with the names of its classes. Made by :func:`load`.
 
+    The network's output must be logits or probabilities, one per class. Classifiers of a file can
+    be pickled.
+
     Parameters
     ----------
-    path
-        A network that :func:`fatnn_rs.save` or ``fatnn train`` wrote.
+    network
+        A network that :func:`fatnn_rs.save` or ``fatnn train`` wrote, or one that is loaded
+        already.
     card
         Its card; None: the file of the same name that ends in ``.json``.
 
@@ -42,31 +58,58 @@ class Classifier:
         The network, which takes and returns NumPy arrays.
     card
         Classes, preprocessing, accuracy and training.
+    path
+        The file; None if a loaded network was given.
 
     Raises
     ------
     InputError
-        There is no card.
-    FormatError, UnsupportedError, OSError
+        There is no such file or no card, or card and network do not fit each other.
+    FormatError, UnsupportedError, LimitError, OSError
         As :func:`fatnn_rs.load_numpy`.
     """
 
     network: NumpyNetwork
     card: Card
+    path: Path | None
 
-    def __init__(self, path: str | os.PathLike[str], card: Card | None = None) -> None:
-        if card is None:
-            beside = Path(path).with_suffix(".json")
-            if not beside.is_file():
-                raise InputError(
-                    f"{os.fspath(path)}: there is no card {beside.name} next to it, which has the "
-                    "names of the classes and the preprocessing; `fatnn train` writes both"
-                )
-            card = read_card(beside)
-        self.network, self.card = load_numpy(path), card
+    def __init__(
+        self, network: str | os.PathLike[str] | NumpyNetwork, card: Card | None = None
+    ) -> None:
+        if not isinstance(card, (Card, type(None))):
+            raise InputError(
+                f"card: expected a Card, got {type(card).__name__}; read a file with "
+                "fatnn_rs.zoo.read_card"
+            )
+        if isinstance(network, NumpyNetwork):
+            self.path, self.network = None, network
+            if card is None:
+                raise InputError("a loaded network has no card of its own; give card=")
+            self.card = card
+        else:
+            self.path = Path(network).absolute()
+            self.card = _card_next_to(self.path) if card is None else card
+            self.network = load_numpy(self.path)
+        self._check_card()
 
-    def __call__(self, images: npt.NDArray[np.float32]) -> Any:
-        """Return the logits of images that are preprocessed already.
+    def _check_card(self) -> None:
+        image, inputs, outputs = self.card.image, self.network.inputs, self.network.outputs
+        wanted = (image.channels, image.height, image.width)
+        if len(inputs) != 1 or inputs[0][1][1:] != wanted:
+            raise InputError(
+                f"the card is for images of {list(wanted)}, but the network takes "
+                f"{', '.join(f'{name} {list(shape)}' for name, shape in inputs)}; give the card "
+                "that belongs to it"
+            )
+        if len(outputs) != 1 or outputs[0][1][1:] != (len(self.card.classes),):
+            raise InputError(
+                f"the card has {len(self.card.classes)} classes, but the network gives outputs of "
+                f"shape {', '.join(str(list(shape)) for _, shape in outputs)}; give the card that "
+                "belongs to it"
+            )
+
+    def __call__(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the outputs for images that are preprocessed already.
 
         Parameters
         ----------
@@ -77,44 +120,78 @@ class Classifier:
         -------
         numpy.ndarray
             float32 [N, classes].
-        """
-        return self.network(images)
 
-    def classify(
-        self, pictures: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], top: int = 5
-    ) -> list[Any]:
+        Raises
+        ------
+        InputError
+            ``images`` does not fit the network, or the network returns no plain array.
+        """
+        outputs = self.network(images)
+        if not isinstance(outputs, np.ndarray):
+            raise InputError(
+                f"the network returns a {type(outputs).__name__}; a classifier needs one that "
+                "returns one array"
+            )
+        return outputs
+
+    def classify(self, pictures: Picture | Sequence[Picture], top: int = 5) -> list[Any]:
         """Return class names and probabilities, the most likely class first.
 
         Parameters
         ----------
         pictures
-            A picture's file, or a sequence of them.
+            A picture, or a list or tuple of them: a file's name, a binary file object, or a Pillow
+            image.
         top
             How many classes to return.
 
         Returns
         -------
         list
-            Pairs of name and probability (the softmax of the logits). For a sequence, one such list
-            per picture.
+            Pairs of name and probability. For a list of pictures, one such list per picture.
 
         Raises
         ------
         InputError
-            A file is not a picture.
+            Something is not a picture, or the network's outputs are not finite.
+        ConfigError
+            ``top`` is not a positive whole number.
         UnsupportedError
             Pillow is not installed.
+        OSError
+            A file cannot be read.
         """
-        if isinstance(pictures, (str, os.PathLike)):
-            return self.classify([pictures], top)[0]  # type: ignore[no-any-return]
-        found = []
-        for picture in pictures:
-            logits = self.network(self.card.image.read(os.fspath(picture)))
-            found.append(self.card.ranking(logits[0], top))
-        return found
+        if isinstance(pictures, (list, tuple)):
+            return [self.classify(picture, top) for picture in pictures]
+        picture = cast("Picture", pictures)
+        return self.card.ranking(self(self.card.image.read(picture))[0], top)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the file's name and the card."""
+        if self.path is None:
+            raise TypeError(
+                "a Classifier of a loaded network cannot be pickled; make it from the file"
+            )
+        return type(self), (self.path, self.card)
 
     def __repr__(self) -> str:
         return f"Classifier({len(self.card.classes)} classes; {self.network!r})"
+
+
+def _card_next_to(path: Path) -> Card:
+    """Read the card of a network's file."""
+    if not path.is_file():
+        raise InputError(
+            f"{path}: there is no such file; fatnn_rs.zoo.load(name) loads a network of the zoo: "
+            f"{', '.join(names())}"
+        )
+    card = path.with_suffix(".json")
+    if not card.is_file():
+        raise InputError(
+            f"{path}: there is no card {card.name} next to it, which has the names of the classes "
+            "and the preprocessing; `fatnn train` writes both, or give card="
+        )
+    return read_card(card)
 
 
 def names() -> tuple[str, ...]:
@@ -204,10 +281,11 @@ def _trained(name: str, phase: str) -> nn.Module:
             f"zoo: models to train need torch and more ({error}): pip install 'fatnn-rs[train]'"
         ) from error
     recipe = parse_recipe({**about.recipe, "pretrained": False}, f"{name}.json")
-    model = build_model(recipe, len(about.classes))
-    if phase == "ternary":
-        image = about.image
-        example = torch.zeros(2, image.channels, image.height, image.width)
-        model = prepare(model, recipe.quantize.config(), example)
+    with torch.random.fork_rng(devices=[]):  # Initial weights are random.
+        model = build_model(recipe, len(about.classes))
+        if phase == "ternary":
+            image = about.image
+            example = torch.zeros(2, image.channels, image.height, image.width)
+            model = prepare(model, recipe.quantize.config(), example)
     model.load_state_dict(load_file(weights))
     return model.eval()
