@@ -135,7 +135,8 @@ def measure(network: Path, model: nn.Module, data: Data, rounds: int) -> list[De
     with use_threads(1), torch.no_grad():
         for batch in (_LATENCY_BATCH, _THROUGHPUT_BATCH):
             with tempfile.TemporaryDirectory() as folder:
-                x = calibration[:batch].clone()
+                # Contiguous: runtimes then share its memory, and `_accuracy` writes to it.
+                x = calibration[:batch].clone(memory_format=torch.contiguous_format)
                 parts = torch.split(calibration, batch)
                 task = BenchTask(
                     model,
@@ -144,6 +145,7 @@ def measure(network: Path, model: nn.Module, data: Data, rounds: int) -> list[De
                     Path(folder),
                     tuple((part,) for part in parts[1:] if len(part) == batch),
                 )
+                assert np.shares_memory(task.feed(["x"])["x"], x.numpy())
                 calls = _calls(network, task)
                 times = interleaved(calls, rounds)
                 for name, values in times.items():
