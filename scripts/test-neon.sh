@@ -102,7 +102,7 @@ qemu=$(find_tool qemu-aarch64-static qemu-aarch64) || missing "absent: qemu-aarc
 export RUSTC=$rustc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=$gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$qemu
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static -D warnings"
 export CC_aarch64_unknown_linux_gnu=$gcc
 # For tests that start child processes.
 export FATNN_TEST_RUNNER=$qemu
