@@ -15,10 +15,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
-from fatnn_rs.card import read_card
+from fatnn_rs.card import card_file, read_card
+from fatnn_rs.train.run import read_state
 
 ZOO = Path(__file__).resolve().parent.parent / "python" / "fatnn_rs" / "zoo"
 MAX_BYTES = 1_000_000
@@ -39,12 +39,12 @@ def main() -> None:
     given = parser.parse_args()
     network = given.run / "net.safetensors"
     runs = {"float": given.float_from or given.run, "ternary": given.run}
-    files = [network, network.with_suffix(".json"), *(runs[name] / f"{name}.pt" for name in runs)]
+    files = [network, card_file(network), *(runs[name] / f"{name}.pt" for name in runs)]
     for file in files:
         if not file.is_file():
             parser.error(f"{file} is missing; give a finished run, and its float one if it had one")
     card = replace(
-        read_card(network.with_suffix(".json")),
+        read_card(card_file(network)),
         description=given.description,
         command=given.command,
         limits=given.limits,
@@ -66,7 +66,7 @@ def main() -> None:
     shutil.copyfile(network, ZOO / f"{given.name}.safetensors")
     card.write(ZOO / f"{given.name}.json")
     for phase, run in runs.items():
-        weights = torch.load(run / f"{phase}.pt", map_location="cpu", weights_only=True)["model"]
+        weights = read_state(run / f"{phase}.pt")["model"]
         file = ZOO / f"{given.name}.{phase}.safetensors"
         save_file({name: value.contiguous() for name, value in weights.items()}, file)
         if file.stat().st_size > MAX_WEIGHTS_BYTES:

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import fatnn_rs
-from fatnn_rs import ConfigError, InputError, cli, machine
+from command_line import call
+from fatnn_rs import ConfigError, InputError, machine
 from fatnn_rs.bench import PEERS, BenchReport, networks, timing
 from fatnn_rs.bench.export import BenchTask
 from fatnn_rs.bench.peers import INSTALL, BuiltPeer, Peer
@@ -377,12 +378,7 @@ def test_cifar_resnet_has_the_papers_sizes_and_padded_shortcut() -> None:
 
 
 def _call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        code: Any = cli.main(("bench", *arguments))
-    except SystemExit as leaving:
-        code = leaving.code
-    captured = capsys.readouterr()
-    return int(code or 0), captured.out, captured.err
+    return call(capsys, "bench", *arguments)
 
 
 def test_bench_command_writes_reports(

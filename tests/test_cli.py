@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +13,7 @@ import torch
 from torch import nn
 
 import fatnn_rs
-from fatnn_rs import cli
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Return the exit code, standard output and standard error."""
-    try:
-        code: Any = cli.main(arguments)
-    except SystemExit as leaving:
-        code = leaving.code
-    captured = capsys.readouterr()
-    return int(code or 0), captured.out, captured.err
+from command_line import call
 
 
 @pytest.fixture(scope="module")

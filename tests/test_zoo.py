@@ -18,7 +18,8 @@ from PIL import Image
 from torch import nn
 
 import fatnn_rs as fatnn
-from fatnn_rs import cli, zoo
+from command_line import call
+from fatnn_rs import zoo
 from fatnn_rs.train.data import load_data
 from fatnn_rs.train.recipe import load_recipe
 from training import save_digit
@@ -180,16 +181,6 @@ def test_classify_takes_files_and_images_and_refuses_the_rest(tmp_path: Path) ->
     assert copy.deepcopy(net).card == net.card
     with pytest.raises(TypeError, match="cannot be pickled; make it from the file"):
         pickle.dumps(zoo.Classifier(net.network, net.card))
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Return the exit code, standard output and standard error of the command line."""
-    try:
-        code = cli.main(arguments)
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_command_line_lists_the_zoo_and_classifies(

@@ -26,14 +26,14 @@ from fatnn_rs.bench.candidates import use_threads
 from fatnn_rs.bench.export import BenchTask
 from fatnn_rs.bench.peers import PEERS, arrays_of
 from fatnn_rs.bench.timing import interleaved
-from fatnn_rs.card import read_card
+from fatnn_rs.card import card_file, read_card
 from fatnn_rs.cli import DataOption, DownloadOption, run_app
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.machine import Machine
 from fatnn_rs.train.data import Data, ProcessShard, load_data
 from fatnn_rs.train.models import build_model
 from fatnn_rs.train.recipe import Recipe, parse_recipe
-from fatnn_rs.train.run import read_state
+from fatnn_rs.train.run import load_weights, read_state
 
 __all__ = ["DeployedRow", "main", "measure"]
 
@@ -68,11 +68,12 @@ def deployed(
     """Compare trained networks with their float models in other runtimes."""
     tables = []
     for run in runs:
-        card = read_card(run / "net.json")
+        network = run / "net.safetensors"
+        card = read_card(card_file(network))
         recipe = parse_recipe({**card.recipe, "pretrained": False}, str(run))
         images = load_data(recipe, data, download)
         model = _float_model(run, recipe, len(card.classes), float_from)
-        rows = measure(run / "net.safetensors", model, images, rounds)
+        rows = measure(network, model, images, rounds)
         tables.append(f"{run.name}: {card.description}\n\n{_table(rows)}")
     machine = Machine.current()
     text = (
@@ -150,13 +151,13 @@ def measure(network: Path, model: nn.Module, data: Data, rounds: int) -> list[De
                 times = interleaved(calls, rounds)
                 for name, values in times.items():
                     seconds.setdefault(name, {})[batch] = float(np.median(values))
-                if batch == _THROUGHPUT_BATCH:
+                if batch == _THROUGHPUT_BATCH:  # once is enough
                     accuracies = {name: _accuracy(call, x, data) for name, call in calls.items()}
     return [
         DeployedRow(
             name,
             accuracies[name],
-            1e3 * found[_LATENCY_BATCH] / _LATENCY_BATCH,
+            1e3 * found[_LATENCY_BATCH],
             _THROUGHPUT_BATCH / found[_THROUGHPUT_BATCH],
         )
         for name, found in seconds.items()
@@ -190,8 +191,7 @@ def _float_model(run: Path, recipe: Recipe, classes: int, float_from: Path | Non
     if not file.is_file():
         raise ConfigError(f"{run}: has no float.pt; give the float model with --float-from")
     model = build_model(recipe, classes)
-    state = read_state(file)
-    model.load_state_dict(state.get("model", state))
+    load_weights(model, read_state(file), file)
     return model.eval()
 
 

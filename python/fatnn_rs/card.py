@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fatnn_rs.errors import ConfigError, FormatError, InputError
 from fatnn_rs.pictures import Picture, read_picture
 
-__all__ = ["Card", "ImageInput", "read_card"]
+__all__ = ["Card", "ImageInput", "card_file", "card_of", "read_card"]
 
 _MAX_SIDE = 1 << 14
 
@@ -299,6 +299,23 @@ class Card:
 def _check(name: str, valid: bool, expected: str, got: Any) -> None:
     if not valid:
         raise FormatError(f"{name} must be {expected}, got {got!r:.80}")
+
+
+def card_file(network: Path) -> Path:
+    """Return where the card of a network's file is, if it has one."""
+    return network.with_suffix(".json")
+
+
+def card_of(network: Path) -> Card | None:
+    """Read the card of a network's file; None if there is none.
+
+    Raises
+    ------
+    FormatError, OSError
+        As :func:`read_card`.
+    """
+    path = card_file(network)
+    return read_card(path) if path.is_file() else None
 
 
 def read_card(path: str | Path) -> Card:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import fatnn_rs
-from fatnn_rs.card import read_card
+from fatnn_rs.card import Card, card_file, card_of
 from fatnn_rs.errors import ConfigError, InputError
 from fatnn_rs.report import Report
 
@@ -126,9 +126,21 @@ def measure_accuracy(
     from fatnn_rs.train.data import load_data
     from fatnn_rs.train.recipe import load_recipe
 
-    recipe = load_recipe(_trained_recipe(network) if config is None else config, settings)
+    card = card_of(network)
+    source: str | dict[str, Any]
+    if config is not None:
+        source = config
+    elif card is not None:
+        source = card.recipe
+    else:
+        raise ConfigError(
+            f"{network}: there is no card {card_file(network).name} next to it that has its "
+            "recipe; give --config"
+        )
+    recipe = load_recipe(source, settings)
     data = load_data(recipe, folder, download)
-    _check_data(network, data)
+    if card is not None:
+        _check_shape(network, card, data)
     net = fatnn_rs.load(network)
     outputs = net(next(iter(data.test_batches(1)))[0])
     if getattr(outputs, "shape", None) != (1, data.classes):
@@ -154,16 +166,6 @@ def measure_accuracy(
     )
 
 
-def _trained_recipe(network: Path) -> dict[str, Any]:
-    """Return the recipe in a network's card."""
-    path = network.with_suffix(".json")
-    if not path.is_file():
-        raise ConfigError(
-            f"{network}: there is no card {path.name} next to it that has its recipe; give --config"
-        )
-    return read_card(path).recipe
-
-
 def train_command(
     config: str,
     data: Path | None,
@@ -181,12 +183,9 @@ def train_command(
     return shlex.join([*words, "--seed", str(seed)])
 
 
-def _check_data(network: Path, data: Data) -> None:
-    """Check that test images have the shape that the network's card names, if there is a card."""
-    path = network.with_suffix(".json")
-    if not path.is_file():
-        return
-    image = read_card(path).image
+def _check_shape(network: Path, card: Card, data: Data) -> None:
+    """Check that test images have the shape that a network's card names."""
+    image = card.image
     if data.shape != (image.channels, image.height, image.width):
         raise InputError(
             f"{network}: takes images of {image.channels}x{image.height}x{image.width}, but data "

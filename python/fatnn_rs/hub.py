@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fatnn_rs.card import Card, read_card
+from fatnn_rs.card import Card, card_file, card_of
 from fatnn_rs.errors import ConfigError, FormatError, InputError, UnsupportedError
 from fatnn_rs.numpy_network import NumpyNetwork, load_numpy
 from fatnn_rs.zoo import Classifier
@@ -85,8 +85,7 @@ class HubNetwork(
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self.network = load_numpy(self.path)
-        card = self.path.with_suffix(".json")
-        self.card = read_card(card) if card.is_file() else None
+        self.card = card_of(self.path)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network: see :meth:`fatnn_rs.numpy_network.NumpyNetwork.__call__`."""
@@ -105,7 +104,7 @@ class HubNetwork(
         if self.card is None:
             raise ConfigError(
                 f"{self.path}: has no card, so the names of its classes are unknown; put one next "
-                f"to it, {self.path.with_suffix('.json').name}"
+                f"to it, {card_file(self.path).name}"
             )
         return Classifier(self.network, self.card)
 

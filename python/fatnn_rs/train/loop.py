@@ -36,7 +36,7 @@ from fatnn_rs.train.deploy import deploy
 from fatnn_rs.train.models import build_model
 from fatnn_rs.train.phase import PhaseTrainer, accuracy, check_logits
 from fatnn_rs.train.recipe import Phase, Recipe
-from fatnn_rs.train.run import Run, identity, read_state
+from fatnn_rs.train.run import Run, identity, load_weights, read_state
 
 __all__ = ["TrainOptions", "accuracy", "train"]
 
@@ -189,7 +189,8 @@ class Job:
         log: list[dict[str, Any]] = []
         result: dict[str, Any] = {}
         if self.options.float_from is not None:
-            _load(model, _weights(read_state(self.options.float_from)), self.options.float_from)
+            file = self.options.float_from
+            load_weights(model, read_state(file), file)
         elif recipe.float_phase is not None:
             self.train_phase("float", recipe.float_phase, model, None, log)
         if (
@@ -276,13 +277,13 @@ class Job:
         """Train ``model`` in place to the end of the phase, from a checkpoint if there is one."""
         run, accelerator = self.run, self.accelerator
         if (finished := _from_main(accelerator, lambda: run.load(name))) is not None:
-            _load(model, finished["model"], run.folder / f"{name}.pt")
+            load_weights(model, finished, run.folder / f"{name}.pt")
             log[:] = finished["log"]
             return
         state = _from_main(accelerator, lambda: run.load("checkpoint"))
         state = state if state is not None and state["phase"] == name else None
         if state is not None:
-            _load(model, state["model"], run.folder / "checkpoint.pt")
+            load_weights(model, state, run.folder / "checkpoint.pt")
             log[:] = state["log"]
         with fast_convolutions(self.recipe.fast_convolutions):
             PhaseTrainer(self, name, phase, model, teacher, log, state)()
@@ -318,17 +319,3 @@ class Job:
                 f"{self.data.classes} classes; set pretrained=false (torchvision's weights are for "
                 "1000), or use one of timm's, which take any number"
             )
-
-
-def _weights(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the model's ``state_dict`` from a run's checkpoint, or from a bare ``state_dict``."""
-    inner = state.get("model")
-    return inner if isinstance(inner, dict) else state
-
-
-def _load(model: nn.Module, weights: dict[str, Any], source: Path) -> None:
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{source} does not fit the recipe's model: {text[:300]}") from error

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fatnn_rs.card import Card
 from fatnn_rs.errors import ConfigError, FormatError
 from fatnn_rs.train.recipe import Recipe, parse_recipe
 
-__all__ = ["Run", "identity", "read_state"]
+__all__ = ["Run", "identity", "load_weights", "read_state"]
 
 
 def identity(
@@ -155,6 +156,22 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path}: expected a PyTorch checkpoint with a dict in it, got {type(state).__name__}"
         )
     return state
+
+
+def load_weights(model: nn.Module, state: dict[str, Any], source: Path) -> None:
+    """Load a model's weights from a run's checkpoint, or from a bare ``state_dict``.
+
+    Raises
+    ------
+    ConfigError
+        They do not fit the model; the message names ``source``.
+    """
+    inner = state.get("model")
+    try:
+        model.load_state_dict(inner if isinstance(inner, dict) else state)
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{source} does not fit the recipe's model: {text[:300]}") from error
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

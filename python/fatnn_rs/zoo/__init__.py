@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from fatnn_rs.card import Card, ImageInput, read_card
+from fatnn_rs.card import Card, ImageInput, card_file, card_of, read_card
 from fatnn_rs.errors import ConfigError, InputError, UnsupportedError
 from fatnn_rs.numpy_network import NumpyNetwork, load_numpy
 from fatnn_rs.pictures import Picture
@@ -185,13 +185,13 @@ def _card_next_to(path: Path) -> Card:
             f"{path}: there is no such file; fatnn_rs.zoo.load(name) loads a network of the zoo: "
             f"{', '.join(names())}"
         )
-    card = path.with_suffix(".json")
-    if not card.is_file():
+    card = card_of(path)
+    if card is None:
         raise InputError(
-            f"{path}: there is no card {card.name} next to it, which has the names of the classes "
-            "and the preprocessing; `fatnn train` writes both, or give card="
+            f"{path}: there is no card {card_file(path).name} next to it, which has the names of "
+            "the classes and the preprocessing; `fatnn train` writes both, or give card="
         )
-    return read_card(card)
+    return card
 
 
 def names() -> tuple[str, ...]:
@@ -220,7 +220,7 @@ def card(name: str) -> Card:
     ConfigError
         There is no such network.
     """
-    return read_card(path(name).with_suffix(".json"))
+    return read_card(card_file(path(name)))
 
 
 def load(name: str) -> Classifier:
