@@ -9,6 +9,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,12 +41,12 @@ __all__ = ["TernaryNetwork"]
 #: Attributes that are derived from the graph, and are not pickled.
 _DERIVED = (
     *("_parts", "_why", "_single", "_single_lock", "_inputs"),
-    *("_arguments", "_simple", "_constants", "key"),
+    *("_arguments", "_plain", "_simple", "_constants", "_in_engine", "key"),
 )
 
 
 def _no_reference() -> None:
-    return None
+    """Return no model."""
 
 
 class TernaryNetwork(InferenceModule):
@@ -113,6 +114,8 @@ class TernaryNetwork(InferenceModule):
         self._why: dict[str, Reason] = {}
         parts = partition(graph, self.float_layers, self._excluded, self.family, self._why)
         self._parts = plan_of(graph, parts)
+        #: Whether no step runs in torch, and so depends on its modes.
+        self._in_engine = all(isinstance(part.what, Segment) for part in self._parts)
         self._single: list[ExecutionStep] | None = None
         self._single_lock = threading.Lock()
         self.key = uuid.uuid4().hex
@@ -122,8 +125,9 @@ class TernaryNetwork(InferenceModule):
         """Bind later calls to these arguments of the model; without any, to one per input."""
         self.graph.arguments = arguments
         self._arguments = arguments or tuple(Argument(node.name) for node in self._inputs)
-        plain = all(a.tensor and a.positional and not a.sizes for a in self._arguments)
-        self._simple = plain and isinstance(self.graph.outputs, Ref)
+        #: Whether the arguments of a call without keywords are its tensors.
+        self._plain = all(a.tensor and a.positional and not a.sizes for a in self._arguments)
+        self._simple = self._plain and isinstance(self.graph.outputs, Ref)
 
     @property
     def call_arguments(self) -> tuple[Argument, ...]:
@@ -168,7 +172,7 @@ class TernaryNetwork(InferenceModule):
         values = self._bind_inputs(inputs, {})
         excluded = dry_run(self.graph, self._parts, values)
         if not excluded:
-            return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
+            return self._outputs(values)
         self._excluded |= excluded
         self._prepare()
         return self(*inputs)
@@ -285,22 +289,23 @@ class TernaryNetwork(InferenceModule):
 
     def _bind_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the input tensors of a call, by the names of the inputs."""
-        tensors = bind_call(self._arguments, args, kwargs)
+        tensors = self._tensors(args, kwargs)
         refuse_tracing(tensors)
         self.check(tensors)
         return dict(zip((node.name for node in self._inputs), tensors, strict=True))
 
+    def _tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Return the values given for inputs, in order."""
+        if self._plain and not kwargs and len(args) == len(self._inputs):
+            return list(args)  # saves a microsecond, and a traced call the guards of bind_call
+        return bind_call(self._arguments, args, kwargs)
+
     def run_as_op(self, args: Sequence[Any], kwargs: Mapping[str, Any], file: Tensor | None) -> Any:
         """Run as one operator: see :mod:`fatnn_rs.convert.network_op`."""
-        if self._simple and not kwargs and len(args) == len(self._inputs):
-            tensors = list(args)  # without the guards of a traced bind_call
-        else:
-            tensors = bind_call(self._arguments, args, kwargs)
         key = self.key if file is None else f"{self.float_layers}:{self.key}"
-        results = torch.ops.fatnn_rs.network(file, tensors, key)
+        results = torch.ops.fatnn_rs.network(file, self._tensors(args, kwargs), key)
         return results[0] if self._simple else fill_outputs(self.graph, results)
 
-    @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network.
 
@@ -316,8 +321,12 @@ class TernaryNetwork(InferenceModule):
             The original model's outputs.
         """
         if torch.compiler.is_dynamo_compiling():
-            return self.run_as_op(args, kwargs, None)
-        return self.run_observed(args, None, as_run=True, kwargs=kwargs)
+            with torch.no_grad():
+                return self.run_as_op(args, kwargs, None)
+        values = self._bind_inputs(args, kwargs)
+        self._run(values, self._parts, None)
+        with nullcontext() if self._in_engine and not self.output_layouts else torch.no_grad():
+            return self._outputs(values)
 
     @torch.no_grad()
     def run_tensors(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -354,26 +363,37 @@ class TernaryNetwork(InferenceModule):
             raise ConfigError("run_observed takes a tuple of arguments, and a function or None")
         values = self._bind_inputs(inputs, kwargs or {})
         self._run(values, self._parts if as_run else self._unfused_plan(), observer)
-        return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
+        return self._outputs(values)
 
     def _run(
         self, values: dict[str, Any], parts: list[ExecutionStep], observer: Observer | None
     ) -> None:
         """Run the steps, with ``values`` by name as their inputs and results."""
+        if observer is None and parts is self._parts and self._in_engine:
+            return self._run_steps(values, parts, None)
         # Autocast would give bfloat16 to layers that the eager model ran in float32.
-        with torch.autocast("cpu", enabled=False):
-            for part in parts:
-                arguments = [values[name] for name in part.reads]
-                if observer is None:
-                    results = part.run(*arguments)
-                elif isinstance(part.what, Segment):
-                    results = observe_segment(part.what, arguments, observer)
-                else:
-                    results = part.run(*arguments)
-                    observer(part.what, results[0], arguments)
-                values.update(zip(part.makes, results, strict=True))
-                for name in part.drops:
-                    del values[name]
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return self._run_steps(values, parts, observer)
+
+    def _run_steps(
+        self, values: dict[str, Any], parts: list[ExecutionStep], observer: Observer | None
+    ) -> None:
+        for part in parts:
+            arguments = [values[name] for name in part.reads]
+            if observer is None:
+                results = part.run(*arguments)
+            elif isinstance(part.what, Segment):
+                results = observe_segment(part.what, arguments, observer)
+            else:
+                results = part.run(*arguments)
+                observer(part.what, results[0], arguments)
+            values.update(zip(part.makes, results, strict=True))
+            for name in part.drops:
+                del values[name]
+
+    def _outputs(self, values: dict[str, Any]) -> Any:
+        """Return what the model returns, from ``values`` by name."""
+        return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
 
     def _output(self, values: dict[str, Any], leaf: Any) -> Any:
         """Return an output; a constant is copied, because callers may write into it."""
