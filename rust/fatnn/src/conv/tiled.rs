@@ -308,14 +308,11 @@ pub(crate) fn run<S: Sink>(
                     for first in (0..panels).step_by(wide) {
                         for panel in first..panels.min(first + wide) {
                             let acc = &mut acc[(panel - first) * layout.nr..];
-                            accumulate(
-                                tiled,
-                                weights,
-                                tile_rows,
-                                [group, panel],
-                                (acc, pitch),
-                                low,
-                            );
+                            let rows = match block {
+                                0 => tile_rows.prefetching(weights.after_panel(group, panel)),
+                                _ => tile_rows,
+                            };
+                            accumulate(tiled, weights, rows, [group, panel], (acc, pitch), low);
                         }
                         let tile = tile_of(weights, [group, first], (acc, pitch), block_rows);
                         write(0, &tile, block);

@@ -1,7 +1,7 @@
 //! Operands of popcount kernels, checked so that kernels need no bounds checks of their own.
 
 use super::epilogue::TileEpilogue;
-use super::kernel::{Layout, UNIT_BYTES, private};
+use super::kernel::{Layout, UNIT_BYTES, prefetch, private};
 use super::panels::PanelWeights;
 use super::popcount::{self, PopcountMode};
 
@@ -13,6 +13,9 @@ pub(crate) const MAX_COLUMNS: usize = 64;
 /// Rows that a driver processes together. It runs all panels of weights while the activations of
 /// these rows are in cache.
 pub(crate) const BLOCK: usize = 64;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// An inner loop that reads packed codes as layers exchange them.
 pub trait TiledKernel: private::Sealed {
@@ -62,6 +65,8 @@ pub struct TileRows<'a> {
     codes: &'a [u8],
     bases: &'a [usize],
     offsets: &'a [usize],
+    /// See [`TileRows::prefetching`].
+    next: &'a [u8],
 }
 
 impl<'a> TileRows<'a> {
@@ -84,21 +89,33 @@ impl<'a> TileRows<'a> {
         for &base in bases {
             assert!(base <= codes.len() && reach <= codes.len() - base, "tile outside its codes");
         }
-        TileRows { codes, bases, offsets }
+        TileRows { codes, bases, offsets, next: &[] }
+    }
+
+    /// The same tiles, which prefetch `next`, the weights that are multiplied after them. The
+    /// first product of a network with each panel waits for memory otherwise: layers of 512
+    /// channels on 7×7 pixels took 30% longer.
+    #[inline]
+    pub(crate) fn prefetching(self, next: &'a [u8]) -> Self {
+        TileRows { next, ..self }
     }
 
     /// Start of the activations of every row, tile by tile. Adding any of the offsets gives the
     /// address of a readable unit.
     #[inline(always)]
     pub(crate) fn rows<const MR: usize>(&self) -> impl Iterator<Item = [*const u8; MR]> {
-        let codes = self.codes.as_ptr();
+        let (codes, tiles) = (self.codes.as_ptr(), self.bases.as_chunks::<MR>().0);
+        // Every tile prefetches its share of the lines.
+        let share = self.next.len().div_ceil(tiles.len().max(1)).next_multiple_of(LINE);
+        let mut next = self.next.chunks(share.max(LINE));
         // `wrapping_add` on addresses that `new` found to be in bounds: ordinary pointer
         // arithmetic.
-        self.bases
-            .as_chunks::<MR>()
-            .0
-            .iter()
-            .map(move |bases| bases.map(|base| codes.wrapping_add(base)))
+        tiles.iter().map(move |bases| {
+            for line in next.next().unwrap_or_default().chunks(LINE) {
+                prefetch(line.as_ptr());
+            }
+            bases.map(|base| codes.wrapping_add(base))
+        })
     }
 }
 

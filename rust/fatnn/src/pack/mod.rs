@@ -356,6 +356,12 @@ impl<'a> PackedWeights<'a> {
         &self.blob.bytes()[self.panels.range(group, panel, 0)]
     }
 
+    /// The bytes after a panel, up to as many as it has: the panel that is usually used next.
+    pub(crate) fn after_panel(&self, group: usize, panel: usize) -> &[u8] {
+        let (bytes, panel) = (self.blob.bytes(), self.panels.range(group, panel, 0));
+        &bytes[panel.end..bytes.len().min(panel.end + panel.len())]
+    }
+
     /// The low part of a panel of two-bit weights; `None` for other weights.
     pub(crate) fn low_panel(&self, group: usize, panel: usize) -> Option<&[u8]> {
         (self.panels.parts == 2).then(|| &self.blob.bytes()[self.panels.range(group, panel, 1)])
