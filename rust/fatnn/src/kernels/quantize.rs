@@ -30,6 +30,8 @@ pub(crate) struct QuantizeInput<'a> {
 pub(crate) const BLOCK_PIXELS: usize = 16;
 /// Channels in a word.
 const WORD_CHANNELS: usize = 64;
+/// Channels are compared in multiples of this: the widest vector.
+const VECTOR: usize = 16;
 /// Bytes of a unit: two words.
 const UNIT_BYTES: usize = 16;
 
@@ -75,40 +77,68 @@ fn channels_last<S: Simd, const THRESHOLDS: usize>(
     first: usize,
     out: &mut [u8],
 ) -> bool {
-    let layout = input.to.layout;
+    let (to, layout) = (&input.to, input.to.layout);
     let (channels, bytes) = (layout.channels(), layout.pixel_bytes());
     let x = &input.x[first * channels..][..out.len() / bytes * channels];
-    let mut no_nan = true;
-    // Comparing with -∞ detects NaN.
-    let word = |x: &[f32; WORD_CHANNELS], valid: u64| {
-        let mut reached = [0; MAX_THRESHOLDS];
-        for (reached, threshold) in reached.iter_mut().zip(input.to.thresholds).take(THRESHOLDS) {
-            *reached = simd.ge_mask_f32(x, threshold) & valid;
+    let group = layout.group_channels();
+    let (whole, tail) = (group / WORD_CHANNELS, group % WORD_CHANNELS);
+    // A sum with NaN is NaN, so one addition per vector finds NaN; a comparison takes four
+    // instructions. Infinities of both signs add up to NaN, too.
+    let mut probe = [0.0; WORD_CHANNELS];
+    for (g, out) in out.chunks_exact_mut(layout.group_bytes()).enumerate() {
+        let x = &x[g * group..];
+        let units = out.as_chunks_mut::<UNIT_BYTES>().0;
+        for (x, unit) in x.as_chunks().0.iter().zip(&mut units[..whole]) {
+            *unit = word::<S, WORD_CHANNELS, THRESHOLDS>(simd, x, WORD_CHANNELS, to, &mut probe);
         }
-        (
-            unit_to_bytes(layout.coding().planes(reached)),
-            simd.ge_mask_f32(x, f32::NEG_INFINITY) == u64::MAX,
-        )
-    };
-    let groups =
-        x.chunks_exact(layout.group_channels()).zip(out.chunks_exact_mut(layout.group_bytes()));
-    for (x, out) in groups {
-        let (words, tail) = x.as_chunks::<WORD_CHANNELS>();
-        let (units, tail_unit) = out.split_at_mut(words.len() * UNIT_BYTES);
-        for (x, unit) in words.iter().zip(units.as_chunks_mut::<UNIT_BYTES>().0) {
-            let ok;
-            (*unit, ok) = word(x, u64::MAX);
-            no_nan &= ok;
-        }
-        if !tail.is_empty() {
-            let mut padded = [0.0; WORD_CHANNELS];
-            padded[..tail.len()].copy_from_slice(tail);
-            let (unit, ok) = word(&padded, u64::MAX >> (WORD_CHANNELS - tail.len()));
-            tail_unit.copy_from_slice(&unit);
-            no_nan &= ok;
+        let (x, probe) = (&x[whole * WORD_CHANNELS..], &mut probe);
+        match tail.div_ceil(VECTOR) {
+            0 => (),
+            1 => units[whole] = last_word::<S, 16, THRESHOLDS>(simd, x, tail, to, probe),
+            2 => units[whole] = last_word::<S, 32, THRESHOLDS>(simd, x, tail, to, probe),
+            3 => units[whole] = last_word::<S, 48, THRESHOLDS>(simd, x, tail, to, probe),
+            _ => units[whole] = last_word::<S, 64, THRESHOLDS>(simd, x, tail, to, probe),
         }
     }
-    no_nan
+    probe.iter().all(|x| !x.is_nan()) || x.iter().all(|x| !x.is_nan())
+}
+
+/// Quantizes the first `channels` elements of `x`. Adds all elements to `probe`.
+#[inline(always)]
+fn word<S: Simd, const N: usize, const THRESHOLDS: usize>(
+    simd: S,
+    x: &[f32; N],
+    channels: usize,
+    to: &Quantizer,
+    probe: &mut [f32; WORD_CHANNELS],
+) -> [u8; UNIT_BYTES] {
+    let valid = u64::MAX >> (WORD_CHANNELS - channels);
+    let mut reached = [0; MAX_THRESHOLDS];
+    for (reached, threshold) in reached.iter_mut().zip(to.thresholds).take(THRESHOLDS) {
+        *reached = simd.ge_mask_f32(x, threshold) & valid;
+    }
+    for j in 0..N {
+        probe[j] += x[j];
+    }
+    unit_to_bytes(to.layout.coding().planes(reached))
+}
+
+/// [`word`] for `channels` elements, at most `N`. It reads `N` elements, unless `x` is shorter:
+/// those of the next pixel are only added to `probe`, as they are anyway.
+#[inline(always)]
+fn last_word<S: Simd, const N: usize, const THRESHOLDS: usize>(
+    simd: S,
+    x: &[f32],
+    channels: usize,
+    to: &Quantizer,
+    probe: &mut [f32; WORD_CHANNELS],
+) -> [u8; UNIT_BYTES] {
+    if let Some(x) = x.first_chunk() {
+        return word::<S, N, THRESHOLDS>(simd, x, channels, to, probe);
+    }
+    let mut padded = [0.0; N];
+    padded[..channels].copy_from_slice(&x[..channels]);
+    word::<S, N, THRESHOLDS>(simd, &padded, channels, to, probe)
 }
 
 #[inline(always)]
