@@ -1,6 +1,6 @@
 //! From accumulators to float32, and these to codes.
 
-use super::{LINE_FLOATS, Part, TileAcc, full_width, store};
+use super::{HALF, LINE_FLOATS, Part, TileAcc, full_width};
 use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::epilogue::{Dequantize, Quantizer, Residual};
 use crate::kernels::isa::{FLOATS, INT8, NO_RESIDUAL, Simd};
@@ -18,6 +18,9 @@ pub(super) fn to_float<S: Simd, const NR: usize, const PART: usize>(
 ) -> bool {
     if NR == PART || tile.channels == NR {
         return float_part::<S, NR, NR>(simd, tile, Part::whole(tile), to, residual, out, codes);
+    }
+    if tile.fits_half::<NR>() {
+        return float_part::<S, NR, HALF>(simd, tile, Part::whole(tile), to, residual, out, codes);
     }
     let mut no_nan = true;
     for part in Part::each(tile, PART) {
@@ -88,24 +91,54 @@ fn prefetch_residual<const RESIDUAL: u8, const WIDTH: usize>(residual: Residual<
     }
 }
 
-/// The values of a residual's `row`, zeros if there is no array. `padded` holds them if they are no
-/// array of floats as wide as the part.
+/// The values of a residual's row from element `start` on, zeros if there is no array. `values`
+/// holds them if they are no array of floats as wide as the part.
 #[inline(always)]
 fn residual_row<'a, const RESIDUAL: u8, const WIDTH: usize>(
     residual: Residual<'a>,
-    row: std::ops::Range<usize>,
-    padded: &'a mut Option<[[f32; WIDTH]; 1]>,
+    start: usize,
+    channels: usize,
+    values: &'a mut [f32; WIDTH],
 ) -> &'a [f32; WIDTH] {
     match residual {
-        Residual::Of(x) if RESIDUAL == FLOATS => full_width([&x[row]], 0.0, padded)[0],
+        Residual::Of(x) if RESIDUAL == FLOATS => match x[start..].first_chunk() {
+            Some(x) if channels == WIDTH => return x,
+            _ => *values = columns(&x[start..], channels, 0.0),
+        },
         Residual::Int8(x, quantizer) if RESIDUAL == INT8 => {
-            let mut codes = None;
-            let [codes] = full_width::<_, WIDTH, 1>([&x[row]], 0, &mut codes);
-            let values = padded.insert([[0.0; WIDTH]]);
-            quantizer.dequantize(codes, &mut values[0]);
-            &values[0]
+            quantizer.dequantize(&columns(&x[start..], channels, 0), values);
         }
-        _ => &[0.0; WIDTH],
+        _ => *values = [0.0; WIDTH],
+    }
+    values
+}
+
+/// The first `channels` elements of a row, padded with `fill`. Unless `x` is too short, it is read
+/// up to the full width, which costs no call of `memcpy`.
+#[inline(always)]
+fn columns<T: Copy, const WIDTH: usize>(x: &[T], channels: usize, fill: T) -> [T; WIDTH] {
+    let mut row = [fill; WIDTH];
+    match x.first_chunk::<WIDTH>() {
+        Some(all) => {
+            for j in 0..WIDTH {
+                row[j] = if j < channels { all[j] } else { fill };
+            }
+        }
+        None => row[..channels].copy_from_slice(&x[..channels]),
+    }
+    row
+}
+
+/// Stores the first `channels` elements of a row, in the same way as [`columns`] reads them.
+#[inline(always)]
+fn store_columns<const WIDTH: usize>(to: &mut [f32], row: &[f32; WIDTH], channels: usize) {
+    match to.first_chunk_mut::<WIDTH>() {
+        Some(all) => {
+            for j in 0..WIDTH {
+                all[j] = if j < channels { row[j] } else { all[j] };
+            }
+        }
+        None => to[..channels].copy_from_slice(&row[..channels]),
     }
 }
 
@@ -142,24 +175,23 @@ fn float_rows<
     let mut nan_probe = [0.0; WIDTH];
     for (r, acc) in part.rows::<NR, WIDTH>(tile).enumerate() {
         let start = r * to.channels + part.first_channel;
-        let row = start..start + part.channels;
-        let ahead = row.start + const { prefetch_rows(WIDTH) } * to.channels;
+        let ahead = start + const { prefetch_rows(WIDTH) } * to.channels;
         for i in (0..WIDTH).step_by(LINE_FLOATS) {
             prefetch(out.as_ptr().wrapping_add(ahead + i));
         }
         prefetch_residual::<RESIDUAL, WIDTH>(residual, ahead);
-        let mut padded = None;
-        let x = residual_row::<RESIDUAL, WIDTH>(residual, row.clone(), &mut padded);
+        let mut values = [0.0; WIDTH];
+        let x = residual_row::<RESIDUAL, WIDTH>(residual, start, part.channels, &mut values);
         let mut whole;
         let y: &[f32; WIDTH] = if part.channels == WIDTH {
-            let y: &mut [f32; WIDTH] = (&mut out[row]).try_into().expect("WIDTH elements");
+            let y = out[start..].first_chunk_mut().expect("WIDTH elements");
             float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, y);
             y
         } else {
-            whole = [0.0; WIDTH];
-            whole[..part.channels].copy_from_slice(&out[row.clone()]);
+            let before = if RESIDUAL == IN_PLACE { &out[start..] } else { &[0.0; WIDTH] };
+            whole = columns(before, part.channels, 0.0);
             float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
-            store(&mut out[row], &whole);
+            store_columns(&mut out[start..], &whole, part.channels);
             &whole
         };
         if let Some((quantizer, write)) = &codes_to {

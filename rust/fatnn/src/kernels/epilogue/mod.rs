@@ -160,6 +160,18 @@ pub struct TileAcc<'a> {
     pub(crate) channels: usize,
 }
 
+/// Half the columns of the widest tile.
+const HALF: usize = 32;
+
+impl TileAcc<'_> {
+    /// Whether it has more than one part, and one part of [`HALF`] columns would do. Each part costs
+    /// a store of codes per row.
+    #[inline(always)]
+    fn fits_half<const NR: usize>(&self) -> bool {
+        NR > HALF && self.channels > LINE_FLOATS && self.channels <= HALF
+    }
+}
+
 /// Floats in a cache line.
 const LINE_FLOATS: usize = 16;
 
@@ -230,6 +242,13 @@ fn to_codes<S: Simd, const NR: usize, const PART: usize>(
         return match ternary {
             true => code_rows::<S, NR, NR, 2>(simd, tile, whole, to, out),
             false => code_rows::<S, NR, NR, 3>(simd, tile, whole, to, out),
+        };
+    }
+    if tile.fits_half::<NR>() {
+        let whole = Part::whole(tile);
+        return match ternary {
+            true => code_rows::<S, NR, HALF, 2>(simd, tile, whole, to, out),
+            false => code_rows::<S, NR, HALF, 3>(simd, tile, whole, to, out),
         };
     }
     for part in Part::each(tile, PART) {
