@@ -98,6 +98,13 @@ impl CodesLayout {
         self.channels
     }
 
+    /// Byte of a pixel that has the bit of `channel` in the first word of its unit. There must be
+    /// one group.
+    pub(crate) fn channel_byte(self, channel: usize) -> usize {
+        debug_assert_eq!(self.groups, 1);
+        channel / 64 * UNIT + channel % 64 / 8
+    }
+
     /// Number of channel groups; each is padded to a multiple of 64 channels.
     pub fn groups(self) -> usize {
         self.groups

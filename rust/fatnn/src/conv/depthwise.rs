@@ -6,19 +6,23 @@
 //! read at a constant distance ([`crate::kernels::depthwise`]).
 
 mod input;
+mod multiply;
 mod output;
 mod ring;
+mod thresholds;
 
 use std::cell::RefCell;
 
 pub(crate) use self::input::{ComputeBytes, ComputeLines, Input, InputLines};
+use self::multiply::{LineInput, LineOutput};
 pub(crate) use self::output::{LineQuantizer, Output};
 use self::ring::RingState;
+pub(crate) use self::thresholds::SumThresholds;
 use super::ConvShape;
 use super::int8::Constants;
 use crate::epilogue::Elementwise;
 use crate::error::{Result, bad_value, check_len};
-use crate::kernels::depthwise::{Finish, MAX_LINES, Product, Rows};
+use crate::kernels::depthwise::MAX_LINES;
 use crate::kernels::{CacheLine, DepthwiseKernel, apply_all};
 use crate::pack::PackedWeights;
 use crate::{memory, parallel};
@@ -154,6 +158,11 @@ impl Geometry {
         self.multiplier == 1 && self.kernel.reads_bytes()
     }
 
+    /// Whether it writes codes by [`SumThresholds`].
+    pub fn writes_codes(&self) -> bool {
+        self.kernel.writes_codes()
+    }
+
     /// Number of input lines that are computed at a time, if the input is not in memory.
     pub fn strip_lines(&self, channels: usize) -> usize {
         let line = self.shape.input[1].saturating_mul(channels).saturating_mul(size_of::<f32>());
@@ -262,7 +271,6 @@ impl Geometry {
         mut out: Output<'_>,
     ) -> Result<()> {
         let (layout, [height, width]) = (self.kernel.layout(), self.output);
-        let line = width * self.channels;
         let end = first + out.pixels(self.channels) / width;
         let rows = CacheLine::bytes_mut(CacheLine::grow(
             &mut scratch.rows,
@@ -297,47 +305,19 @@ impl Geometry {
                 self.fill_ring(x, layer, (image, top), &mut ring_state, buffers, rows)?;
             }
             self.row_offsets(top, count, &mut scratch.offsets)?;
+            let (columns, offsets) = (&mut *columns, scratch.offsets.as_slice());
+            let mut input = LineInput { rows, offsets, columns, real_columns: real };
             let range = (at - first) * width..(at - first + count) * width;
-            let floats = out.floats(range.clone(), self.channels, &mut scratch.floats)?;
-            for panel in layer.weights.panels(0) {
-                let source = Rows {
-                    bytes: rows,
-                    offsets: &scratch.offsets,
-                    count: real,
-                    pitch: layout.pixel_bytes(self.channels),
-                    channels: panel.channels,
-                };
-                self.kernel.interleave(&source, &mut columns[self.left * column..]);
-                let constants = layer.constants;
-                let finish = Finish {
-                    scale: constants.scale.of(&panel),
-                    bias: constants.bias.of(&panel),
-                    affine: constants
-                        .affine
-                        .as_ref()
-                        .map(|(scale, bias)| (scale.of(&panel), bias.of(&panel))),
-                    clamp: layer.clamp,
-                    channels: panel.channels,
-                };
-                let product = Product {
-                    columns,
-                    panel: layer.weights.panel(0, panel.index),
-                    kernel: self.shape.kernel,
-                    stride: self.shape.stride[1],
-                    dilation: self.shape.dilation[1],
-                    lines: count,
-                    shift: self.shape.stride[0],
-                    width,
-                    pixel_pitch: self.channels,
-                    line_pitch: line,
-                    finish,
-                };
-                self.kernel.multiply(&product, &mut floats[panel.first..]);
-                let block = layout.block * layout.element.bytes();
-                scratch.offsets.iter_mut().for_each(|offset| *offset += block);
+            let codes = out.codes(range.clone());
+            if let Some(mut codes) = codes {
+                self.multiply_lines(layer, &mut input, count, &mut codes);
+            } else {
+                let floats = out.floats(range.clone(), self.channels, &mut scratch.floats)?;
+                let mut lines = LineOutput::Floats(&mut *floats);
+                self.multiply_lines(layer, &mut input, count, &mut lines);
+                apply_all(layer.post, floats, self.channels)?;
+                out.store(range, at * width, self.channels, &scratch.floats)?;
             }
-            apply_all(layer.post, floats, self.channels)?;
-            out.store(range, at * width, self.channels, &scratch.floats)?;
             at += count;
         }
         Ok(())

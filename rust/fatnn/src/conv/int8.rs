@@ -17,21 +17,31 @@ pub struct Int8Epilogue<'a> {
 
 /// One value per output channel, padded as the kernel's panels are.
 #[derive(Clone, Debug)]
-pub(crate) struct Padded(Vec<f32>);
+pub(crate) struct Padded<T = f32>(Vec<T>);
 
 impl Padded {
     pub fn new(weights: &PackedWeights<'_>, values: &[f32]) -> Result<Self> {
-        let mut padded =
-            memory::filled("constants of an int8 layer", weights.padded_channels(), 0.0)?;
+        let mut padded = Self::filled(weights, 0.0)?;
         for panel in weights.all_panels() {
-            padded[panel.padded..][..panel.channels]
+            padded.of_mut(&panel)[..panel.channels]
                 .copy_from_slice(&values[panel.first..][..panel.channels]);
         }
-        Ok(Padded(padded))
+        Ok(padded)
+    }
+}
+
+impl<T: Copy> Padded<T> {
+    /// The same value for all channels and the padding.
+    pub fn filled(weights: &PackedWeights<'_>, value: T) -> Result<Self> {
+        memory::filled("constants of an int8 layer", weights.padded_channels(), value).map(Padded)
     }
 
-    pub fn of(&self, panel: &Panel) -> &[f32] {
+    pub fn of(&self, panel: &Panel) -> &[T] {
         &self.0[panel.padded..][..panel.width]
+    }
+
+    pub fn of_mut(&mut self, panel: &Panel) -> &mut [T] {
+        &mut self.0[panel.padded..][..panel.width]
     }
 }
 
@@ -57,11 +67,7 @@ impl Constants {
         check_len("bias", n, bias.map_or(n, <[f32]>::len))?;
         let bias = match bias {
             Some(bias) => Padded::new(weights, bias)?,
-            None => Padded(memory::filled(
-                "constants of an int8 layer",
-                weights.padded_channels(),
-                -0.0,
-            )?),
+            None => Padded::filled(weights, -0.0)?,
         };
         Ok(Constants {
             inv_step,

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::SumThresholds;
+use super::multiply::LineOutput;
 use crate::codec::CodesLayout;
 use crate::error::{Result, check_len};
 use crate::quantize::{PixelOrder, quantize};
@@ -14,6 +16,8 @@ pub(crate) struct LineQuantizer<'a> {
     pub label: &'a str,
     pub thresholds: &'a [f32],
     pub layout: CodesLayout,
+    /// The same thresholds for sums, if the kernel writes codes.
+    pub sums: Option<&'a SumThresholds>,
 }
 
 impl LineQuantizer<'_> {
@@ -54,6 +58,17 @@ impl Output<'_> {
             Output::Floats(out) => out.len() / channels,
             Output::Codes(out, to) => out.len() / to.layout.pixel_bytes(),
         }
+    }
+
+    /// The codes of `pixels`, if a kernel writes them straight from its sums.
+    pub(super) fn codes(&mut self, pixels: Range<usize>) -> Option<LineOutput<'_>> {
+        let Output::Codes(out, LineQuantizer { layout, sums: Some(sums), .. }) = self else {
+            return None;
+        };
+        let bytes = layout.pixel_bytes();
+        let out = &mut out[pixels.start * bytes..pixels.end * bytes];
+        out.fill(0);
+        Some(LineOutput::Codes(out, *layout, *sums))
     }
 
     /// Memory for the floats of `pixels`: a part of the output, or `scratch` if it holds codes.

@@ -2,6 +2,8 @@
 //! weights.
 
 use super::{Compiler, OpResult, max_pool};
+use std::sync::OnceLock;
+
 use crate::conv::depthwise::UNBOUNDED;
 use crate::conv::{Constants, Int8Epilogue};
 use crate::engine::fused::FusedNode;
@@ -118,6 +120,7 @@ impl Compiler<'_> {
                 source,
                 post,
                 quantizer,
+                sums: OnceLock::new(),
             }));
         }
         let pool = pool.and_then(|node| match &self.graph.nodes[node].op {

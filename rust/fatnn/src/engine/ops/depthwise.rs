@@ -1,18 +1,18 @@
 //! Int8 depthwise convolution as an operation: see [`crate::conv::depthwise`].
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::codec::CodesLayout;
 use crate::conv::depthwise::{
     ComputeBytes, ComputeLines, Geometry, Input, InputLines, Layer, LineQuantizer, Output,
-    UNBOUNDED,
+    SumThresholds, UNBOUNDED,
 };
 use crate::conv::int8_sink::{Int8Role, Int8Sink};
 use crate::conv::tiled::{FloatSink, Sink};
 use crate::conv::{self, Constants, Padded};
 use crate::engine::ops::conv::TernaryConv;
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
-use crate::epilogue::{DequantizeInt8, Elementwise, Residual, check_channels};
+use crate::epilogue::{DequantizeInt8, Elementwise, Quantizer, Residual, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
 use crate::kernels::depthwise::QuantizeParams;
@@ -40,6 +40,8 @@ pub(crate) struct DepthwiseConv {
     pub post: Vec<Elementwise>,
     /// The quantizer that is the only reader of its floats. If set, its output is codes.
     pub quantizer: Option<OutputQuantizer>,
+    /// The quantizer's thresholds for sums, from the first plan on.
+    pub sums: OnceLock<Option<SumThresholds>>,
 }
 
 /// A quantizer that runs on the output lines of a depthwise convolution.
@@ -85,6 +87,22 @@ impl DepthwiseConv {
         let lookup = Elementwise::as_lookup(&self.before)?;
         let table = Some(lookup.encoded(encoder)?);
         Some(LineBytes { encoder: lookup.quantizer().encoder(), table })
+    }
+
+    /// Its quantizer's thresholds for sums, if there are any. `rest` is the index of the first
+    /// function that does not run in the epilogue.
+    fn sum_thresholds(
+        &self,
+        constants: &Constants,
+        clamp: [f32; 2],
+        rest: usize,
+    ) -> Result<Option<SumThresholds>> {
+        let Some(OutputQuantizer { thresholds, layout, .. }) = &self.quantizer else {
+            return Ok(None);
+        };
+        let (weights, post) = (&self.weights, &self.post[rest..]);
+        let layer = Layer { weights, constants, bounds: self.bounds, clamp, post };
+        SumThresholds::new(&layer, &Quantizer::new(thresholds, *layout)?)
     }
 
     fn value(&self, dims: Dims) -> Value {
@@ -168,6 +186,9 @@ impl Operation for DepthwiseConv {
         {
             (clamp, rest) = (bounds, rest + 1);
         }
+        if geometry.writes_codes() && self.sums.get().is_none() {
+            let _ = self.sums.set(self.sum_thresholds(&constants, clamp, rest)?);
+        }
         Ok((
             self.value(out),
             Box::new(DepthwiseStep {
@@ -215,7 +236,8 @@ impl ExecutableOp for DepthwiseStep {
         else {
             return self.run_to(inputs, Output::Floats(out.floats()));
         };
-        let to = LineQuantizer { label, thresholds, layout: *layout };
+        let sums = self.conv.sums.get().and_then(Option::as_ref);
+        let to = LineQuantizer { label, thresholds, layout: *layout, sums };
         let codes = Output::Codes(out.codes(), to);
         self.run_to(inputs, codes).map_err(|error| error.in_node(conv_label))
     }

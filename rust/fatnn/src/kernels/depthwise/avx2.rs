@@ -5,10 +5,14 @@
 
 use std::arch::x86_64::*;
 
-use super::{DepthwiseKernel, DepthwiseLayout, Finish, Product, QuantizeParams, Rows, inner};
+use super::{
+    DepthwiseKernel, DepthwiseLayout, Finish, NO_LEVELS, Product, QuantizeParams, Rows, SumLevels,
+    inner,
+};
+use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::cpu::{Features, Isa};
 use crate::kernels::columns::Element;
-use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
+use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, UNIT_BYTES, private};
 
 const LANES: usize = 8;
 /// Channels in a block: four vectors.
@@ -76,12 +80,22 @@ impl DepthwiseKernel for Avx2 {
     }
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
-        product.check(&LAYOUT, out);
-        // SAFETY: `self` exists, so `make` saw the features; `Product::check` checked the sizes.
+        product.check_floats(&LAYOUT, out);
+        // SAFETY: `self` exists, so `make` saw the features; sizes were just checked.
+        unsafe { lines::<0>(product, &NO_LEVELS, out.as_mut_ptr().cast()) };
+    }
+
+    fn writes_codes(&self) -> bool {
+        true
+    }
+
+    fn multiply_to_codes(&self, product: &Product<'_>, to: &SumLevels<'_>, out: &mut [u8]) {
+        product.check_codes(&LAYOUT, LANES, to, out);
+        // SAFETY: as above.
         unsafe {
-            match product.lines {
-                2 => lines::<2>(product, out.as_mut_ptr()),
-                _ => lines::<1>(product, out.as_mut_ptr()),
+            match to.coding() {
+                Coding::Ternary => lines::<2>(product, to, out.as_mut_ptr()),
+                Coding::Uint2 => lines::<3>(product, to, out.as_mut_ptr()),
             }
         }
     }
@@ -150,36 +164,72 @@ unsafe fn interleave(rows: &Rows<'_>, steps: usize, out: *mut u8) {
     }
 }
 
-/// Computes all lines of a product.
+/// Computes all lines of a product: floats, or codes with `LEVELS` levels above the lowest one.
 ///
 /// # Safety
-/// The sizes must have passed [`Product::check`].
+/// The sizes must have passed [`Product::check_floats`] or [`Product::check_codes`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn lines<const R: usize>(product: &Product<'_>, out: *mut f32) {
+unsafe fn lines<const LEVELS: usize>(product: &Product<'_>, to: &SumLevels<'_>, out: *mut u8) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match product.lines {
+            2 => window::<LEVELS, 2>(product, to, out),
+            _ => window::<LEVELS, 1>(product, to, out),
+        }
+    }
+}
+
+/// [`lines`] for `R` lines.
+///
+/// # Safety
+/// As [`lines`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn window<const LEVELS: usize, const R: usize>(
+    product: &Product<'_>,
+    to: &SumLevels<'_>,
+    out: *mut u8,
+) {
     let (steps, width) = (LAYOUT.steps(product.kernel[0]), product.kernel[1]);
     for first in (0..product.finish.channels).step_by(LANES) {
         // SAFETY: every step of columns and weights contains the vector that starts at `first`.
         unsafe {
+            let levels = Levels::new::<LEVELS>(to, first);
             let columns = product.columns.as_ptr().add(first * 4);
             let mut weights = [product.panel.as_ptr().add(first * 4); R];
             for (r, weights) in weights.iter_mut().enumerate() {
                 *weights = weights.add(r * product.shift * width * steps * STEP);
             }
+            let out = out.add(if LEVELS == 0 { first * size_of::<f32>() } else { first / 8 });
             let mut x = 0;
             while x < product.width {
                 let columns = columns.add(x * product.stride * steps * STEP);
-                let out = out.add(x * product.pixel_pitch + first);
+                let out = out.add(x * product.pixel_pitch);
+                macro_rules! tile {
+                    ($count:literal) => {{
+                        let acc = tile::<R, $count>(product, steps, columns, weights);
+                        for (r, acc) in acc.into_iter().enumerate() {
+                            for (x, acc) in acc.into_iter().enumerate() {
+                                let at = r * product.line_pitch + x * product.pixel_pitch;
+                                match LEVELS {
+                                    0 => finish(&product.finish, acc, first, out.add(at)),
+                                    _ => levels.store::<LEVELS>(acc, out.add(at)),
+                                }
+                            }
+                        }
+                        $count
+                    }};
+                }
                 x += match product.width - x {
-                    4.. => tile::<R, 4>(product, steps, columns, weights, first, out),
-                    2.. => tile::<R, 2>(product, steps, columns, weights, first, out),
-                    _ => tile::<R, 1>(product, steps, columns, weights, first, out),
+                    4.. => tile!(4),
+                    2.. => tile!(2),
+                    _ => tile!(1),
                 };
             }
         }
     }
 }
 
-/// Computes eight channels of `X` pixels in each of `R` lines. Returns `X`.
+/// Sums of eight channels of `X` pixels in each of `R` lines.
 ///
 /// # Safety
 /// The pixels must exist: the sizes must have passed [`Product::check`].
@@ -190,9 +240,7 @@ unsafe fn tile<const R: usize, const X: usize>(
     steps: usize,
     columns: *const u8,
     weights: [*const u8; R],
-    first: usize,
-    out: *mut f32,
-) -> usize {
+) -> [[__m256i; X]; R] {
     let mut acc = [[_mm256_setzero_si256(); X]; R];
     for kx in 0..product.kernel[1] {
         for step in 0..steps {
@@ -214,24 +262,17 @@ unsafe fn tile<const R: usize, const X: usize>(
             }
         }
     }
-    for (r, acc) in acc.into_iter().enumerate() {
-        for (x, acc) in acc.into_iter().enumerate() {
-            // SAFETY: as the caller promises.
-            unsafe {
-                let out = out.add(r * product.line_pitch + x * product.pixel_pitch);
-                finish(&product.finish, acc, first, out);
-            }
-        }
-    }
-    X
+    acc
 }
 
+/// Stores the floats of the channels from `first` on.
+///
 /// # Safety
 /// `out` must have room for the channels of the vector that starts at channel `first`, except those
 /// that do not exist.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-unsafe fn finish(finish: &Finish<'_>, acc: __m256i, first: usize, out: *mut f32) {
+unsafe fn finish(finish: &Finish<'_>, acc: __m256i, first: usize, out: *mut u8) {
     // SAFETY: there is a constant for every channel of a block, and a block is whole vectors.
     let load = |values: &[f32]| unsafe { _mm256_loadu_ps(values.as_ptr().add(first)) };
     let mut y = _mm256_add_ps(
@@ -248,10 +289,59 @@ unsafe fn finish(finish: &Finish<'_>, acc: __m256i, first: usize, out: *mut f32)
     // SAFETY: as the caller promises.
     unsafe {
         if count >= LANES {
-            _mm256_storeu_ps(out, y);
+            _mm256_storeu_ps(out.cast(), y);
         } else {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-            _mm256_maskstore_ps(out, _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes), y);
+            let exist = _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes);
+            _mm256_maskstore_ps(out.cast(), exist, y);
+        }
+    }
+}
+
+/// The levels of eight channels.
+#[derive(Clone, Copy)]
+struct Levels {
+    flip: __m256i,
+    levels: [__m256i; MAX_THRESHOLDS],
+}
+
+impl Levels {
+    /// # Safety
+    /// The first `LEVELS` levels must have a number for every channel of a block, and channel
+    /// `first` must exist.
+    #[target_feature(enable = "avx2")]
+    unsafe fn new<const LEVELS: usize>(to: &SumLevels<'_>, first: usize) -> Self {
+        let zero = _mm256_setzero_si256();
+        let mut made = Levels { flip: zero, levels: [zero; MAX_THRESHOLDS] };
+        if LEVELS > 0 {
+            // SAFETY: the caller promises whole vectors.
+            let load = |x: &[i32]| unsafe { _mm256_loadu_si256(x.as_ptr().add(first).cast()) };
+            made.flip = load(to.flip);
+            for (made, from) in made.levels.iter_mut().zip(to.levels).take(LEVELS) {
+                *made = load(from);
+            }
+        }
+        made
+    }
+
+    /// Stores the codes of sums.
+    ///
+    /// # Safety
+    /// At `out`, one byte must be writable, and another one eight bytes later.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    unsafe fn store<const LEVELS: usize>(&self, acc: __m256i, out: *mut u8) {
+        let (sums, mut reached) = (_mm256_xor_si256(acc, self.flip), [0; MAX_THRESHOLDS]);
+        for (reached, level) in reached.iter_mut().zip(self.levels).take(LEVELS) {
+            let below = _mm256_castsi256_ps(_mm256_cmpgt_epi32(level, sums));
+            *reached = u64::from(!_mm256_movemask_ps(below) as u8);
+        }
+        let coding = if LEVELS == 2 { Coding::Ternary } else { Coding::Uint2 };
+        let [first, second] = coding.planes(reached);
+        // SAFETY: as the caller promises.
+        unsafe {
+            out.write(first as u8);
+            out.add(UNIT_BYTES / 2).write(second as u8);
         }
     }
 }

@@ -8,11 +8,13 @@
 use std::arch::x86_64::*;
 
 use super::{
-    DepthwiseKernel, DepthwiseLayout, Finish, MAX_LINES, Product, QuantizeParams, Rows, inner,
+    DepthwiseKernel, DepthwiseLayout, Finish, MAX_LINES, NO_LEVELS, Product, QuantizeParams, Rows,
+    SumLevels, inner,
 };
+use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::cpu::{Features, Isa};
 use crate::kernels::columns::Element;
-use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
+use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, UNIT_BYTES, private};
 
 const LANES: usize = 16;
 /// Channels in a block: four vectors.
@@ -97,14 +99,22 @@ impl DepthwiseKernel for Avx512 {
     }
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
-        product.check(&LAYOUT, out);
-        // SAFETY: `self` exists, so `make` saw the features; `Product::check` checked the sizes.
+        product.check_floats(&LAYOUT, out);
+        // SAFETY: `self` exists, so `make` saw the features; sizes were just checked.
+        unsafe { lines::<0>(product, &NO_LEVELS, out.as_mut_ptr().cast()) };
+    }
+
+    fn writes_codes(&self) -> bool {
+        true
+    }
+
+    fn multiply_to_codes(&self, product: &Product<'_>, to: &SumLevels<'_>, out: &mut [u8]) {
+        product.check_codes(&LAYOUT, LANES, to, out);
+        // SAFETY: as above.
         unsafe {
-            match (product.lines, product.kernel, product.stride, product.dilation) {
-                (2, [3, 3], 1, 1) => lines::<2, 3, 1>(product, out.as_mut_ptr()),
-                (2, ..) => lines::<2, 0, 0>(product, out.as_mut_ptr()),
-                (_, [3, 3], 2, 1) => lines::<1, 3, 2>(product, out.as_mut_ptr()),
-                _ => lines::<1, 0, 0>(product, out.as_mut_ptr()),
+            match to.coding() {
+                Coding::Ternary => lines::<2>(product, to, out.as_mut_ptr()),
+                Coding::Uint2 => lines::<3>(product, to, out.as_mut_ptr()),
             }
         }
     }
@@ -229,17 +239,105 @@ impl Constants {
             mask: ((1u32 << (finish.channels - first).min(LANES)) - 1) as __mmask16,
         }
     }
+
+    /// Stores the floats of sums.
+    ///
+    /// # Safety
+    /// At `out`, the floats whose bits are set in the mask must be writable.
+    #[target_feature(enable = "avx512f,fma")]
+    #[inline]
+    unsafe fn store(&self, acc: __m512i, out: *mut u8) {
+        let &Constants { scale, bias, affine, clamp: [min, max], mask } = self;
+        let mut y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale), bias);
+        if let Some((scale, bias)) = affine {
+            y = _mm512_fmadd_ps(y, scale, bias);
+        }
+        // `max` and `min` return the second operand if it is NaN or both are equal.
+        y = _mm512_min_ps(max, _mm512_max_ps(min, y));
+        // SAFETY: as the caller promises.
+        unsafe {
+            match mask {
+                u16::MAX => _mm512_storeu_ps(out.cast(), y),
+                _ => _mm512_mask_storeu_ps(out.cast(), mask, y),
+            }
+        }
+    }
 }
 
-/// Computes all lines of a product. If `K` is not 0, the window is `K`×`K`, has no dilation and
-/// moves by `STRIDE`, so that loops have constant bounds.
+/// The levels of sixteen channels.
+#[derive(Clone, Copy)]
+struct Levels {
+    flip: __m512i,
+    levels: [__m512i; MAX_THRESHOLDS],
+}
+
+impl Levels {
+    /// # Safety
+    /// The first `LEVELS` levels must have a number for every channel of a block, and channel
+    /// `first` must exist.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn new<const LEVELS: usize>(to: &SumLevels<'_>, first: usize) -> Self {
+        let zero = _mm512_setzero_si512();
+        let mut made = Levels { flip: zero, levels: [zero; MAX_THRESHOLDS] };
+        if LEVELS > 0 {
+            // SAFETY: the caller promises whole vectors.
+            let load = |x: &[i32]| unsafe { _mm512_loadu_si512(x.as_ptr().add(first).cast()) };
+            made.flip = load(to.flip);
+            for (made, from) in made.levels.iter_mut().zip(to.levels).take(LEVELS) {
+                *made = load(from);
+            }
+        }
+        made
+    }
+
+    /// Stores the codes of sums.
+    ///
+    /// # Safety
+    /// At `out`, two bytes must be writable, and two more eight bytes later.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn store<const LEVELS: usize>(&self, acc: __m512i, out: *mut u8) {
+        let (sums, mut reached) = (_mm512_xor_si512(acc, self.flip), [0; MAX_THRESHOLDS]);
+        for (reached, level) in reached.iter_mut().zip(self.levels).take(LEVELS) {
+            *reached = u64::from(_mm512_cmpge_epi32_mask(sums, level));
+        }
+        let coding = if LEVELS == 2 { Coding::Ternary } else { Coding::Uint2 };
+        let [first, second] = coding.planes(reached);
+        // SAFETY: as the caller promises.
+        unsafe {
+            out.cast::<u16>().write_unaligned(first as u16);
+            out.add(UNIT_BYTES / 2).cast::<u16>().write_unaligned(second as u16);
+        }
+    }
+}
+
+/// Computes all lines of a product: floats, or codes with `LEVELS` levels above the lowest one.
 ///
 /// # Safety
-/// The sizes must have passed [`Product::check`].
+/// The sizes must have passed [`Product::check_floats`] or [`Product::check_codes`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
-unsafe fn lines<const R: usize, const K: usize, const STRIDE: usize>(
+unsafe fn lines<const LEVELS: usize>(product: &Product<'_>, to: &SumLevels<'_>, out: *mut u8) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match (product.lines, product.kernel, product.stride, product.dilation) {
+            (2, [3, 3], 1, 1) => window::<LEVELS, 2, 3, 1>(product, to, out),
+            (2, ..) => window::<LEVELS, 2, 0, 0>(product, to, out),
+            (_, [3, 3], 2, 1) => window::<LEVELS, 1, 3, 2>(product, to, out),
+            _ => window::<LEVELS, 1, 0, 0>(product, to, out),
+        }
+    }
+}
+
+/// [`lines`] for `R` lines. If `K` is not 0, the window is `K`×`K`, has no dilation and moves by
+/// `STRIDE`, so that loops have constant bounds.
+///
+/// # Safety
+/// As [`lines`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
+unsafe fn window<const LEVELS: usize, const R: usize, const K: usize, const STRIDE: usize>(
     product: &Product<'_>,
-    out: *mut f32,
+    to: &SumLevels<'_>,
+    out: *mut u8,
 ) {
     const { assert!(R <= MAX_LINES) };
     let (steps, width) = (LAYOUT.steps(product.kernel[0]), product.kernel[1]);
@@ -248,36 +346,46 @@ unsafe fn lines<const R: usize, const K: usize, const STRIDE: usize>(
         // SAFETY: every step of columns and weights contains the vector that starts at `first`.
         unsafe {
             let constants = Constants::new(&product.finish, first);
+            let levels = Levels::new::<LEVELS>(to, first);
             let start = _mm512_loadu_si512(product.panel.as_ptr().add(sums_at + first * 4).cast());
             let columns = product.columns.as_ptr().add(first * 4);
             let mut weights = [product.panel.as_ptr().add(first * 4); R];
             for (r, weights) in weights.iter_mut().enumerate() {
                 *weights = weights.add(r * product.shift * width * steps * STEP);
             }
+            let out = out.add(if LEVELS == 0 { first * size_of::<f32>() } else { first / 8 });
             let mut x = 0;
             while x < product.width {
                 let columns = columns.add(x * product.stride * steps * STEP);
-                let out = out.add(x * product.pixel_pitch + first);
+                let out = out.add(x * product.pixel_pitch);
+                macro_rules! tile {
+                    ($count:literal) => {{
+                        let acc =
+                            tile::<R, $count, K, STRIDE>(product, steps, columns, weights, start);
+                        for (r, acc) in acc.into_iter().enumerate() {
+                            for (x, acc) in acc.into_iter().enumerate() {
+                                let at = r * product.line_pitch + x * product.pixel_pitch;
+                                match LEVELS {
+                                    0 => constants.store(acc, out.add(at)),
+                                    _ => levels.store::<LEVELS>(acc, out.add(at)),
+                                }
+                            }
+                        }
+                        $count
+                    }};
+                }
                 x += match product.width - x {
-                    7.. => tile::<R, 7, K, STRIDE>(
-                        product, steps, columns, weights, start, &constants, out,
-                    ),
-                    4.. => tile::<R, 4, K, STRIDE>(
-                        product, steps, columns, weights, start, &constants, out,
-                    ),
-                    2.. => tile::<R, 2, K, STRIDE>(
-                        product, steps, columns, weights, start, &constants, out,
-                    ),
-                    _ => tile::<R, 1, K, STRIDE>(
-                        product, steps, columns, weights, start, &constants, out,
-                    ),
+                    7.. => tile!(7),
+                    4.. => tile!(4),
+                    2.. => tile!(2),
+                    _ => tile!(1),
                 };
             }
         }
     }
 }
 
-/// Computes sixteen channels of `X` pixels in each of `R` lines. Returns `X`.
+/// Sums of sixteen channels of `X` pixels in each of `R` lines.
 ///
 /// # Safety
 /// The pixels must exist: the sizes must have passed [`Product::check`].
@@ -289,9 +397,7 @@ unsafe fn tile<const R: usize, const X: usize, const K: usize, const STRIDE: usi
     columns: *const u8,
     weights: [*const u8; R],
     start: __m512i,
-    constants: &Constants,
-    out: *mut f32,
-) -> usize {
+) -> [[__m512i; X]; R] {
     let (steps, width) = if K == 0 { (steps, product.kernel[1]) } else { (1, K) };
     let (stride, dilation) = if K == 0 { (product.stride, product.dilation) } else { (STRIDE, 1) };
     let mut acc = [[start; X]; R];
@@ -314,24 +420,5 @@ unsafe fn tile<const R: usize, const X: usize, const K: usize, const STRIDE: usi
             }
         }
     }
-    let &Constants { scale, bias, affine, clamp: [min, max], mask } = constants;
-    for (r, acc) in acc.into_iter().enumerate() {
-        for (x, acc) in acc.into_iter().enumerate() {
-            let mut y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale), bias);
-            if let Some((scale, bias)) = affine {
-                y = _mm512_fmadd_ps(y, scale, bias);
-            }
-            // `max` and `min` return the second operand if it is NaN or both are equal.
-            y = _mm512_min_ps(max, _mm512_max_ps(min, y));
-            // SAFETY: as the caller promises.
-            unsafe {
-                let out = out.add(r * product.line_pitch + x * product.pixel_pitch);
-                match mask {
-                    u16::MAX => _mm512_storeu_ps(out, y),
-                    _ => _mm512_mask_storeu_ps(out, mask, y),
-                }
-            }
-        }
-    }
-    X
+    acc
 }

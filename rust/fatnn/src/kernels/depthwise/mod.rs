@@ -19,8 +19,13 @@ pub(super) mod avx512;
 pub(super) mod plain;
 
 use super::columns::Element;
+#[cfg(target_arch = "x86_64")]
+use super::kernel::UNIT_BYTES;
 use super::kernel::{Family, Inner, Layout, OperandTypes, private};
 use super::panels::PanelWeights;
+#[cfg(target_arch = "x86_64")]
+use crate::codec::Coding;
+use crate::codec::MAX_THRESHOLDS;
 
 /// Maximum number of output lines that one call computes.
 pub(crate) const MAX_LINES: usize = 2;
@@ -181,6 +186,29 @@ impl Rows<'_> {
     }
 }
 
+/// Turns the sums of a block into codes. There is a number for every channel of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct SumLevels<'a> {
+    /// -1 for channels whose sums are inverted before they are compared, otherwise 0.
+    pub(crate) flip: &'a [i32],
+    /// Number of levels above the lowest one, 2 for ternary codes and 3 for two-bit ones.
+    pub(crate) count: usize,
+    /// For each of these levels, the smallest sum that reaches it.
+    pub(crate) levels: [&'a [i32]; MAX_THRESHOLDS],
+}
+
+impl SumLevels<'_> {
+    /// How its codes are written as bits.
+    #[cfg(target_arch = "x86_64")]
+    fn coding(&self) -> Coding {
+        if self.count == 2 { Coding::Ternary } else { Coding::Uint2 }
+    }
+}
+
+/// For loops that write floats.
+#[cfg(target_arch = "x86_64")]
+const NO_LEVELS: SumLevels<'static> = SumLevels { flip: &[], count: 0, levels: [&[]; 3] };
+
 /// The operands of one call: columns, a panel of weights and the epilogue.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
@@ -199,20 +227,20 @@ pub struct Product<'a> {
     pub(crate) shift: usize,
     /// Output pixels in a line.
     pub(crate) width: usize,
-    /// Floats from one output pixel to the next.
+    /// Bytes from one output pixel to the next.
     pub(crate) pixel_pitch: usize,
-    /// Floats from one output line to the next.
+    /// Bytes from one output line to the next.
     pub(crate) line_pitch: usize,
     pub(crate) finish: Finish<'a>,
 }
 
 impl Product<'_> {
-    /// Checks sizes.
+    /// Checks sizes. `written` is the number of bytes that are written per pixel, in `out` bytes.
     ///
     /// # Panics
-    /// If a read of an operand or a write to `out` would leave its slice, which is a bug in the
-    /// caller.
-    fn check(&self, layout: &DepthwiseLayout, out: &[f32]) {
+    /// If a read of an operand or a write to the output would leave its slice, which is a bug in
+    /// the caller.
+    fn check(&self, layout: &DepthwiseLayout, written: usize, out: usize) {
         let (finish, [height, width]) = (&self.finish, self.kernel);
         let constants = finish.affine.map_or([finish.scale; 2], |(scale, bias)| [scale, bias]);
         assert!(
@@ -223,7 +251,7 @@ impl Product<'_> {
         );
         assert!(
             (1..=layout.block).contains(&finish.channels)
-                && finish.channels <= self.pixel_pitch
+                && written <= self.pixel_pitch
                 && self.width > 0
         );
         assert!(height > 0 && width > 0 && self.panel.len() == layout.panel_bytes(self.kernel));
@@ -233,12 +261,27 @@ impl Product<'_> {
         let columns = last.zip(tap).and_then(|(last, tap)| last.checked_add(tap)?.checked_add(1));
         let bytes = columns.and_then(|n| n.checked_mul(layout.steps(height) * layout.step_bytes()));
         assert!(bytes.is_some_and(|bytes| bytes <= self.columns.len()));
-        let line = (self.width - 1)
-            .checked_mul(self.pixel_pitch)
-            .and_then(|at| at.checked_add(finish.channels));
+        let line =
+            (self.width - 1).checked_mul(self.pixel_pitch).and_then(|at| at.checked_add(written));
         let end =
             line.and_then(|end| end.checked_add((self.lines - 1).checked_mul(self.line_pitch)?));
-        assert!(end.is_some_and(|end| end <= out.len()));
+        assert!(end.is_some_and(|end| end <= out));
+    }
+
+    /// [`Product::check`] for an output of floats.
+    fn check_floats(&self, layout: &DepthwiseLayout, out: &[f32]) {
+        self.check(layout, self.finish.channels * size_of::<f32>(), size_of_val(out));
+    }
+
+    /// [`Product::check`] for an output of codes. Each of the unit's two words gets a bit per
+    /// channel.
+    #[cfg(target_arch = "x86_64")]
+    fn check_codes(&self, layout: &DepthwiseLayout, lanes: usize, to: &SumLevels<'_>, out: &[u8]) {
+        let bits = self.finish.channels.next_multiple_of(lanes);
+        assert!(layout.block <= 64 && lanes.is_multiple_of(8));
+        let levels = to.levels.iter().take(to.count);
+        assert!(levels.chain([&to.flip]).all(|levels| levels.len() == layout.block));
+        self.check(layout, UNIT_BYTES / 2 + bits / 8, out.len());
     }
 }
 
@@ -275,6 +318,18 @@ pub trait DepthwiseKernel: private::Sealed + Sync + std::fmt::Debug {
     /// Multiplies a block of channels and writes the floats of `Finish`. `out` starts at the first
     /// pixel, with the block's first channel.
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]);
+
+    /// Whether it has [`DepthwiseKernel::multiply_to_codes`].
+    fn writes_codes(&self) -> bool {
+        false
+    }
+
+    /// As [`DepthwiseKernel::multiply`], but writes codes by thresholds of the sums. `out` starts at
+    /// the first pixel, with the byte of the block's first channel in its unit, and is zero.
+    fn multiply_to_codes(&self, product: &Product<'_>, to: &SumLevels<'_>, out: &mut [u8]) {
+        let _ = (product, to, out);
+        unreachable!("only called if `writes_codes`");
+    }
 }
 
 /// The inner loop for depthwise int8 operands.

@@ -100,7 +100,7 @@ impl<S: Simd> DepthwiseKernel for Plain<S> {
     }
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
-        product.check(&LAYOUT, out);
+        product.check_floats(&LAYOUT, out);
         self.simd.run(Multiply { product, out });
     }
 }
@@ -131,7 +131,7 @@ impl VectorLoop for Multiply<'_> {
                         }
                     }
                 }
-                let out = &mut out[x * product.pixel_pitch + first..];
+                let out = &mut out[x * product.pixel_pitch / size_of::<f32>() + first..];
                 finish(product, &acc, first, out);
             }
         }
