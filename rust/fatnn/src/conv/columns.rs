@@ -229,6 +229,19 @@ impl Geometry {
         })
     }
 
+    /// Computes whole lines of the output from line `first` on, counted over all images. `image` is
+    /// the quantized input.
+    pub fn lines(
+        &self,
+        image: &[u8],
+        layer: &Layer<'_>,
+        first: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let pixel = first * self.output[1];
+        SCRATCH.with_borrow_mut(|scratch| self.pixels(image, layer, pixel, scratch, out))
+    }
+
     /// Multiply-accumulates of the layer. One in int8 counts as four ternary ones.
     pub(super) fn cost(&self, layer: &Layer<'_>) -> usize {
         let w = layer.weights.shape();
@@ -237,7 +250,7 @@ impl Geometry {
     }
 
     /// The quantized input, followed by the row of zeros.
-    pub(super) fn quantize<'s>(
+    pub(crate) fn quantize<'s>(
         &self,
         x: &[f32],
         layer: &Layer<'_>,

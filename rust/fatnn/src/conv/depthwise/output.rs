@@ -68,7 +68,7 @@ impl Output<'_> {
         let bytes = layout.pixel_bytes();
         let out = &mut out[pixels.start * bytes..pixels.end * bytes];
         out.fill(0);
-        Some(LineOutput::Codes(out, *layout, *sums))
+        Some(LineOutput::Codes(out, *layout, sums))
     }
 
     /// Memory for the floats of `pixels`: a part of the output, or `scratch` if it holds codes.

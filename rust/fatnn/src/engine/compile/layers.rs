@@ -1,16 +1,17 @@
 //! Compiles layers: float, int8 and ternary convolutions and linear layers, with their packed
 //! weights.
 
-use super::{Compiler, OpResult, max_pool};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
+use super::{Compiler, OpResult, max_pool};
 use crate::conv::depthwise::UNBOUNDED;
 use crate::conv::{Constants, Int8Epilogue};
 use crate::engine::fused::FusedNode;
 use crate::engine::ops::conv::{Epilogue, Shortcut, TernaryConv};
-use crate::engine::ops::depthwise::{DepthwiseConv, OutputQuantizer, Source as LineSource};
+use crate::engine::ops::depthwise::{DepthwiseConv, OutputQuantizer};
 use crate::engine::ops::elementwise::{elementwise_of, optional_constants};
 use crate::engine::ops::int8::Int8Conv;
+use crate::engine::ops::line_source::{Source as LineSource, SourceConv};
 use crate::engine::ops::linear::FloatConv;
 use crate::engine::passes::quantizer;
 use crate::epilogue::{Elementwise, Quantizer};
@@ -72,6 +73,33 @@ impl Compiler<'_> {
         post: Vec<Elementwise>,
         quantizer: Option<OutputQuantizer>,
     ) -> OpResult {
+        let conv = self.int8_conv(fused, post)?;
+        if conv.weights.operands() != OperandTypes::Int8Depthwise {
+            return Ok(Box::new(conv));
+        }
+        let before = fused.bounds.and_then(|node| match &self.graph.nodes[node].op {
+            Op::Scalar(scalar) => scalar.bounds(),
+            _ => None,
+        });
+        let (bounds, before) = (before.unwrap_or(UNBOUNDED), self.before(fused)?);
+        let source = fused.source.as_ref().map(|inner| self.line_source(inner)).transpose()?;
+        let Int8Conv { weights, constants, window, axes, post, .. } = conv;
+        Ok(Box::new(DepthwiseConv {
+            weights,
+            constants,
+            window,
+            axes,
+            bounds,
+            before,
+            source,
+            post,
+            quantizer,
+            sums: OnceLock::new(),
+        }))
+    }
+
+    /// An int8 layer with what follows it, which also describes a depthwise one.
+    fn int8_conv(&self, fused: &FusedNode, post: Vec<Elementwise>) -> Result<Int8Conv, BuildError> {
         let (view, pool) = (self.view(fused.node), fused.max_pool);
         let Some(Tensor::I8(shape, weight)) = view.tensor("weight") else {
             return Err("tensor \"weight\" must be int8".into());
@@ -103,31 +131,11 @@ impl Compiler<'_> {
             bias: view.optional_floats("bias")?,
         };
         let constants = Constants::new(&weights, &epilogue)?;
-        if operands == OperandTypes::Int8Depthwise {
-            let before = fused.bounds.and_then(|node| match &self.graph.nodes[node].op {
-                Op::Scalar(scalar) => scalar.bounds(),
-                _ => None,
-            });
-            let (bounds, before) = (before.unwrap_or(UNBOUNDED), self.before(fused)?);
-            let source = fused.source.as_ref().map(|inner| self.line_source(inner)).transpose()?;
-            return Ok(Box::new(DepthwiseConv {
-                weights,
-                constants,
-                window,
-                axes,
-                bounds,
-                before,
-                source,
-                post,
-                quantizer,
-                sums: OnceLock::new(),
-            }));
-        }
         let pool = pool.and_then(|node| match &self.graph.nodes[node].op {
             Op::MaxPool(pool) => Some(max_pool(pool)),
             _ => None,
         });
-        Ok(Box::new(Int8Conv { weights, constants, window, axes, post, pool }))
+        Ok(Int8Conv { weights, constants, window, axes, post, pool })
     }
 
     /// Elementwise functions that run on a node's input.
@@ -138,8 +146,15 @@ impl Compiler<'_> {
 
     /// The convolution that computes a depthwise convolution's input.
     fn line_source(&self, fused: &FusedNode) -> Result<LineSource, BuildError> {
-        let (node, conv) = (&self.graph.nodes[fused.node], self.conv_float(fused, None)?);
-        Ok(LineSource { name: node.name.clone(), label: node.label(), conv: Box::new(conv) })
+        let node = &self.graph.nodes[fused.node];
+        let conv = match node.op {
+            Op::ConvInt8(_) => {
+                let post = self.elementwise(&fused.elementwise).map_err(|(_, error)| error)?;
+                SourceConv::Int8(Arc::new(self.int8_conv(fused, post)?))
+            }
+            _ => SourceConv::Ternary(Box::new(self.conv_float(fused, None)?)),
+        };
+        Ok(LineSource { name: node.name.clone(), label: node.label(), conv })
     }
 
     /// Packs weights after the budget has allowed their bytes.

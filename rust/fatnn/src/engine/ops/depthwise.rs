@@ -4,20 +4,18 @@ use std::sync::{Arc, OnceLock};
 
 use crate::codec::CodesLayout;
 use crate::conv::depthwise::{
-    ComputeBytes, ComputeLines, Geometry, Input, InputLines, Layer, LineQuantizer, Output,
-    SumThresholds, UNBOUNDED,
+    Geometry, Input, InputLines, Layer, LineQuantizer, Output, SumThresholds, UNBOUNDED,
 };
 use crate::conv::int8_sink::{Int8Role, Int8Sink};
-use crate::conv::tiled::{FloatSink, Sink};
-use crate::conv::{self, Constants, Padded};
-use crate::engine::ops::conv::TernaryConv;
+use crate::conv::{Constants, Padded};
+use crate::engine::ops::line_source::{
+    Int8Lines, LineSizes, Source, SourceConv, SourceStep, TernaryLines,
+};
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
 use crate::epilogue::{DequantizeInt8, Elementwise, Quantizer, Residual, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
 use crate::kernels::depthwise::QuantizeParams;
-use crate::kernels::translate::translate;
-use crate::memory;
 use crate::pack::PackedWeights;
 use crate::scalar::Encoder;
 
@@ -56,23 +54,13 @@ pub(crate) struct OutputQuantizer {
     pub layout: CodesLayout,
 }
 
-/// A 1×1 convolution whose floats only the depthwise convolution reads.
-#[derive(Debug)]
-pub(crate) struct Source {
-    /// Name of the source's node.
-    pub name: String,
-    /// Name used in error messages.
-    pub label: String,
-    pub conv: Box<TernaryConv>,
-}
-
 impl DepthwiseConv {
     /// Dimensions of the floats that it reads, and the cost of the source that computes them.
     fn input_dims(&self, dims: Dims) -> Result<(Dims, Cost)> {
-        let Some(Source { label, conv, .. }) = &self.source else {
-            return Ok((dims, Cost::default()));
-        };
-        conv.sizes(&dims).map_err(|error| error.in_node(label))
+        match &self.source {
+            None => Ok((dims, Cost::default())),
+            Some(source) => source.sizes(&dims),
+        }
     }
 
     /// How the source makes the bytes of its lines: by the quantizer, or by a table if functions
@@ -122,7 +110,7 @@ impl DepthwiseConv {
 
 impl Operation for DepthwiseConv {
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
-        let source = self.source.iter().flat_map(|source| source.conv.products(&source.name));
+        let source = self.source.iter().flat_map(Source::products);
         let name = self.quantizer.as_ref().map_or(name, |quantizer| &quantizer.conv_name);
         source
             .chain([(name, self.weights.kernel().name(), self.weights.as_bytes().len())])
@@ -147,6 +135,7 @@ impl Operation for DepthwiseConv {
         let mut cost = Cost::of(&out, self.weights.shape().reduction());
         cost.bytes = geometry.thread_bytes().saturating_add(source.bytes);
         cost.macs = cost.macs.saturating_add(source.macs);
+        cost.scratch = source.scratch;
         if self.source.is_some() || !self.before.is_empty() {
             cost.bytes = cost.bytes.saturating_add(geometry.strip_bytes(dims.channels));
         }
@@ -160,20 +149,17 @@ impl Operation for DepthwiseConv {
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let (input_dims, _) = self.input_dims(inputs[0].dims)?;
         let (geometry, out) = self.sizes(&input_dims)?;
-        let mut strips = Vec::new();
-        if let Some(Source { conv, .. }) = &self.source {
-            let lines = geometry.strip_lines(input_dims.channels);
-            memory::reserve("parts of a convolution", &mut strips, lines)?;
-            for count in 1..=lines {
-                let dims = Dims { images: 1, map: [count, input_dims.map[1]], ..inputs[0].dims };
-                strips.push(conv.geometry(&dims)?);
+        let lines = geometry.strip_lines(input_dims.channels);
+        let source = self.source.as_ref();
+        let step = source.map(|source| source.plan(&inputs[0], &input_dims, lines)).transpose()?;
+        let from_bytes = match source.map(|source| &source.conv) {
+            Some(SourceConv::Ternary(conv))
+                if geometry.reads_bytes() && conv.has_finite_constants() =>
+            {
+                self.line_bytes()
             }
-        }
-        let from_bytes = self
-            .source
-            .as_ref()
-            .filter(|source| geometry.reads_bytes() && source.conv.has_finite_constants())
-            .and_then(|_| self.line_bytes());
+            _ => None,
+        };
         // A BatchNorm and then bounds run in the epilogue; all other functions run after it.
         let (mut constants, mut clamp, mut rest) = (self.constants.clone(), UNBOUNDED, 0);
         if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
@@ -195,7 +181,7 @@ impl Operation for DepthwiseConv {
                 conv: self,
                 geometry,
                 input_dims,
-                strips,
+                source: step,
                 constants,
                 clamp,
                 rest,
@@ -211,8 +197,7 @@ struct DepthwiseStep {
     geometry: Geometry,
     /// Dimensions of the floats that it reads.
     input_dims: Dims,
-    /// Geometry of the source for strips of one line, two lines and so on.
-    strips: Vec<conv::Geometry>,
+    source: Option<SourceStep>,
     constants: Constants,
     clamp: [f32; 2],
     /// Index of the first function that does not run in the epilogue.
@@ -230,90 +215,60 @@ struct LineBytes {
 }
 
 impl ExecutableOp for DepthwiseStep {
-    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+    fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let Some(OutputQuantizer { conv_label, label, thresholds, layout, .. }) =
             &self.conv.quantizer
         else {
-            return self.run_to(inputs, Output::Floats(out.floats()));
+            return self.run_to(inputs, scratch, Output::Floats(out.floats()));
         };
         let sums = self.conv.sums.get().and_then(Option::as_ref);
         let to = LineQuantizer { label, thresholds, layout: *layout, sums };
         let codes = Output::Codes(out.codes(), to);
-        self.run_to(inputs, codes).map_err(|error| error.in_node(conv_label))
+        self.run_to(inputs, scratch, codes).map_err(|error| error.in_node(conv_label))
     }
 }
 
 impl DepthwiseStep {
-    fn run_to(&self, inputs: &[Slice<'_>], out: Output<'_>) -> Result<()> {
+    fn run_to(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: Output<'_>) -> Result<()> {
         let (conv, post) = (&*self.conv, &self.conv.post[self.rest..]);
         let (weights, constants) = (&conv.weights, &self.constants);
         let layer = Layer { weights, constants, bounds: conv.bounds, clamp: self.clamp, post };
         let before = conv.before.as_slice();
-        let Some(source) = &conv.source else {
+        let Some((source, step)) = conv.source.as_ref().zip(self.source.as_ref()) else {
             let input = Input { lines: InputLines::InMemory(inputs[0].floats()), before };
             return self.geometry.run(input, &layer, out);
         };
-        let (source, codes) = (&*source.conv, inputs[0].codes());
+        let images = self.input_dims.images;
+        let (source, strips) = match (&source.conv, step) {
+            (SourceConv::Ternary(source), SourceStep::Ternary(strips)) => (source, strips),
+            (_, SourceStep::Int8(step)) => {
+                let (geometry, inner) = (&step.geometry, step.layer());
+                let image = geometry
+                    .quantize(inputs[0].floats(), &inner, scratch)
+                    .map_err(|error| error.in_node(&source.label))?;
+                let source = &Int8Lines { geometry, layer: inner, image };
+                let lines = InputLines::Computed { images, source };
+                return self.geometry.run(Input { lines, before }, &layer, out);
+            }
+            _ => unreachable!("planned from this source"),
+        };
+        let codes = inputs[0].codes();
         let sink = source.sink(Residual::None).expect("a source's epilogue makes floats");
         let line = LineSizes {
             bytes: self.input_dims.map[1] * source.weights.codes_layout()?.pixel_bytes(),
             values: self.input_dims.map[1] * self.input_dims.channels,
         };
-        let (images, weights, strips) =
-            (self.input_dims.images, &source.weights, self.strips.as_slice());
+        let weights = &source.weights;
         if let Some(LineBytes { encoder, table }) = &self.from_bytes {
             let to = DequantizeInt8::encoded(sink.to, *encoder);
             let sink = Int8Sink::new(Int8Role::Write(to, Residual::None));
             let table = table.as_deref();
-            let source = &SourceLines { weights, strips, sink, codes, line, table };
+            let source = &TernaryLines { weights, strips, sink, codes, line, table };
             let lines = InputLines::Bytes { images, source };
             return self.geometry.run(Input { lines, before: &[] }, &layer, out);
         }
-        let source = &SourceLines { weights, strips, sink, codes, line, table: None };
+        let source = &TernaryLines { weights, strips, sink, codes, line, table: None };
         let lines = InputLines::Computed { images, source };
         self.geometry.run(Input { lines, before }, &layer, out)
-    }
-}
-
-/// Sizes of a line of the source.
-#[derive(Clone, Copy)]
-struct LineSizes {
-    /// Bytes of an input line of codes.
-    bytes: usize,
-    /// Values of an output line.
-    values: usize,
-}
-
-/// Computes lines of the depthwise convolution's input with the source.
-struct SourceLines<'a, S> {
-    weights: &'a PackedWeights<'static>,
-    strips: &'a [conv::Geometry],
-    sink: S,
-    codes: &'a [u8],
-    line: LineSizes,
-    /// A table that replaces the bytes of its output.
-    table: Option<&'a [u8; 256]>,
-}
-
-impl<S: Sink> SourceLines<'_, S> {
-    fn run(&self, first: usize, out: &mut [S::Elem]) -> Result<()> {
-        let Some(count) = out.len().checked_div(self.line.values).filter(|count| *count > 0) else {
-            return Ok(());
-        };
-        let codes = &self.codes[first * self.line.bytes..][..count * self.line.bytes];
-        self.strips[count - 1].run(codes, self.weights, &self.sink, &mut [], out, &mut [])
-    }
-}
-
-impl ComputeLines for SourceLines<'_, FloatSink<'_>> {
-    fn compute(&self, first: usize, out: &mut [f32]) -> Result<()> {
-        self.run(first, out)
-    }
-}
-
-impl ComputeBytes for SourceLines<'_, Int8Sink<'_>> {
-    fn compute(&self, first: usize, out: &mut [u8]) -> Result<()> {
-        self.run(first, out)?;
-        self.table.map_or(Ok(()), |table| translate(out, table))
     }
 }

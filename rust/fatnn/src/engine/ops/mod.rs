@@ -12,6 +12,7 @@ pub(super) mod filtered_interpolation;
 pub(super) mod int8;
 pub(super) mod int8_values;
 pub(super) mod integers;
+pub(super) mod line_source;
 pub(super) mod linear;
 pub(super) mod linear_interpolation;
 pub(super) mod multihead;

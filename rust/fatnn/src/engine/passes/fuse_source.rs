@@ -1,17 +1,19 @@
-//! Fuses a ternary 1×1 convolution to floats into the depthwise int8 convolution that is its only
-//! reader, a few lines at a time. The floats stay in cache; in an inverted residual block there are
-//! six times as many as the block's input has.
+//! Fuses a ternary 1×1 convolution to floats, or a dense int8 convolution, into the depthwise int8
+//! convolution that is its only reader, a few lines at a time. The floats stay in cache; in an
+//! inverted residual block there are six times as many as the block's input has.
 
 use super::{FusedGraph, Outcome, Reason, is_depthwise, only_producer};
 use crate::graph::ConvParams;
-use crate::graph::op::{CodesConv, Op};
+use crate::graph::op::{CodesConv, Conv, Op};
 
 pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     let Some(value) = graph.input(node, 0).filter(|_| is_depthwise(graph, node)) else {
         return Outcome::NoMatch;
     };
-    let Op::ConvFloat { conv: CodesConv { params, axes: 2, .. }, .. } = graph.op(value) else {
-        return Outcome::NoMatch;
+    let params = match graph.op(value) {
+        Op::ConvFloat { conv: CodesConv { params, axes: 2, .. }, .. } => Some(*params),
+        Op::ConvInt8(Conv { groups: 1, axes: 2, .. }) => None,
+        _ => return Outcome::NoMatch,
     };
     let producer = match only_producer(graph, value) {
         Ok(producer) => producer,
@@ -20,10 +22,14 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     let weight = graph.view(producer).tensor("weight");
     let pixel = weight.is_some_and(|weight| matches!(weight.shape(), [_, _, 1, 1]));
     let plain = graph.node(producer).is_some_and(|node| {
-        node.inputs.len() == 1 && node.quantizer.is_none() && node.int8.is_none()
+        let rounds = node.quantizer.is_some() || node.int8.is_some();
+        node.inputs.len() == 1 && !rounds && node.max_pool.is_none()
     });
-    let ConvParams { stride, padding, .. } = *params;
-    if !pixel || !plain || stride != [1, 1] || padding != [0, 0] {
+    // An int8 convolution quantizes its whole input first, so it may have any window.
+    let by_lines = params.is_none_or(|ConvParams { stride, padding, .. }| {
+        pixel && stride == [1, 1] && padding == [0, 0]
+    });
+    if !plain || !by_lines {
         return Outcome::Refused(Reason::ProducerCannot);
     }
     if graph.fuse_source(node, producer) { Outcome::Applied } else { Outcome::NoMatch }
@@ -61,6 +67,23 @@ mod tests {
         for nodes in [graph(&dense, &[]), graph(&[("a", "depthwise", &["x"])], &[])] {
             assert_eq!(outcome(PASS, &nodes, &tensors).0, Outcome::NoMatch);
         }
+    }
+
+    #[test]
+    fn an_int8_convolution_runs_inside_a_depthwise_one() {
+        let tensors = tensors();
+        let nodes: [(&str, &str, &[&str]); 2] =
+            [("stem", "conv2d_int8", &["x"]), ("a", "depthwise", &["stem"])];
+        let block = graph(&nodes, &[]);
+        let (last, fused) = outcome(PASS, &block, &tensors);
+        assert_eq!(last, Outcome::Applied);
+        let node = fused.node(2).unwrap();
+        assert_eq!((node.inputs.as_slice(), node.source.as_ref().unwrap().node), (&[0][..], 1));
+        let returned = graph(&nodes, &["stem"]);
+        assert_eq!(outcome(PASS, &returned, &tensors).0, Outcome::Refused(Reason::OtherReaders));
+        // A depthwise source would compute every line more than once.
+        let both = graph(&[("stem", "depthwise", &["x"]), nodes[1]], &[]);
+        assert_eq!(outcome(PASS, &both, &tensors).0, Outcome::NoMatch);
     }
 
     #[test]

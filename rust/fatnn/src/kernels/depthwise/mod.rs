@@ -324,8 +324,8 @@ pub trait DepthwiseKernel: private::Sealed + Sync + std::fmt::Debug {
         false
     }
 
-    /// As [`DepthwiseKernel::multiply`], but writes codes by thresholds of the sums. `out` starts at
-    /// the first pixel, with the byte of the block's first channel in its unit, and is zero.
+    /// As [`DepthwiseKernel::multiply`], but writes codes by thresholds of the sums. `out` starts
+    /// at the first pixel, with the byte of the block's first channel in its unit, and is zero.
     fn multiply_to_codes(&self, product: &Product<'_>, to: &SumLevels<'_>, out: &mut [u8]) {
         let _ = (product, to, out);
         unreachable!("only called if `writes_codes`");

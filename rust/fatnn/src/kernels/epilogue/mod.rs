@@ -164,8 +164,8 @@ pub struct TileAcc<'a> {
 const HALF: usize = 32;
 
 impl TileAcc<'_> {
-    /// Whether it has more than one part, and one part of [`HALF`] columns would do. Each part costs
-    /// a store of codes per row.
+    /// Whether it has more than one part, and one part of [`HALF`] columns would do. Each part
+    /// costs a store of codes per row.
     #[inline(always)]
     fn fits_half<const NR: usize>(&self) -> bool {
         NR > HALF && self.channels > LINE_FLOATS && self.channels <= HALF
