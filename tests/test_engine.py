@@ -384,3 +384,35 @@ def test_addition_runs_in_the_engine_if_equal_sizes_cannot_be_proved() -> None:
     net = exact(ready(Ceil(), x), x, (image(1, 3, 12, 8),))
     assert len(net.segments) == 1
     assert not [row.op for row in net.report.rows if row.runs == "torch"]
+
+
+class SumBeforeQuantizer(nn.Module):
+    """A sum that only a quantizer reads: the engine does not store its floats."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(6, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.b = nn.Conv2d(channels, 4, 3)
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = torch.log(torch.cat([x] * self.channels, 1)[:, : self.channels])
+        return self.b(self.bn(self.a(x)) + residual)
+
+
+@pytest.mark.parametrize("channels", [8, 24, 32, 70, 144])
+@pytest.mark.parametrize("act", ["ternary", "uint2"])
+def test_a_sum_that_only_a_quantizer_reads(channels: int, act: str) -> None:
+    x = image(2, 6, 7, 9).abs() + 0.1
+    model = ready(SumBeforeQuantizer(channels), x, first="ternary", last="ternary", act=act)
+    exact(model, x, (x[:1] * 3, image(1, 6, 30, 5).abs() + 1e-3))
+    net = fatnn.convert(model, x, float_layers="rust")
+    bad = x.clone()
+    bad[1, 3, 2, 5] = -1
+    messages = []
+    for as_run in (True, False):
+        with pytest.raises(fatnn.InputError, match=r"'b'.*NaN") as caught:
+            net.run_observed((bad,), None, as_run=as_run)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]

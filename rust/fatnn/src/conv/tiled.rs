@@ -201,13 +201,15 @@ impl Sink for Requantize<'_> {
 pub(crate) struct FloatSink<'a> {
     pub to: Dequantize<'a>,
     pub residual: Residual<'a>,
+    /// Whether only codes are written.
+    pub only_codes: bool,
     /// Set if one of the quantized values may be NaN.
     pub nan: AtomicBool,
 }
 
 impl<'a> FloatSink<'a> {
     pub fn new(to: Dequantize<'a>, residual: Residual<'a>) -> Self {
-        FloatSink { to, residual, nan: AtomicBool::new(false) }
+        FloatSink { to, residual, only_codes: false, nan: AtomicBool::new(false) }
     }
 }
 
@@ -230,7 +232,13 @@ impl Sink for FloatSink<'_> {
         chunk: OutputChunk<'_, f32>,
     ) {
         let residual = self.residual.from(row * self.to.channels);
-        if !epilogue.to_float(tile, &self.to, residual, chunk.out, chunk.codes_out) {
+        let OutputChunk { out, codes_out } = chunk;
+        let (residual, out): (_, &mut [f32]) = match (self.only_codes, residual) {
+            (false, _) => (residual, out),
+            (true, Residual::InPlace) => (Residual::Of(out), &mut []),
+            (true, _) => (residual, &mut []),
+        };
+        if !epilogue.to_float(tile, &self.to, residual, out, codes_out) {
             self.nan.store(true, Ordering::Relaxed);
         }
     }

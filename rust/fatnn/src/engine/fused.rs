@@ -26,6 +26,8 @@ pub(crate) struct FusedNode {
     pub int8: Option<usize>,
     /// A quantizer of its output. The node then writes both its floats and the codes.
     pub quantizer: Option<usize>,
+    /// Whether only this quantizer reads its floats.
+    pub only_codes: bool,
     /// The convolution that computes its residual, the second input.
     pub shortcut: Option<Box<FusedNode>>,
 }
@@ -65,6 +67,7 @@ impl<'a> FusedGraph<'a> {
                 max_pool: None,
                 int8: None,
                 quantizer: None,
+                only_codes: false,
                 shortcut: None,
             }),
         };

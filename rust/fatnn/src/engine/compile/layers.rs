@@ -186,7 +186,9 @@ impl Compiler<'_> {
             Op::Scalar(Scalar::FakeQuantize(quantizer)) => Some(*quantizer),
             _ => None,
         });
-        self.ternary_conv(view, conv, Epilogue::Float { scale, bias, relu, int8, codes }, shortcut)
+        let only_codes = fused.only_codes && codes.is_some() && int8.is_none();
+        let epilogue = Epilogue::Float { scale, bias, relu, int8, codes, only_codes };
+        self.ternary_conv(view, conv, epilogue, shortcut)
     }
 
     pub(super) fn ternary_conv(

@@ -31,6 +31,8 @@ pub(crate) enum Epilogue {
         /// Rounds the result, which is then stored as bytes.
         int8: Option<Int8Quantizer>,
         codes: Option<Quantizer>,
+        /// Whether nothing reads the floats, so that they need not be stored.
+        only_codes: bool,
     },
 }
 
@@ -122,13 +124,13 @@ impl TernaryConv {
 
     /// The sink of a float epilogue; `None` for codes.
     pub(super) fn sink<'a>(&'a self, residual: Residual<'a>) -> Option<FloatSink<'a>> {
-        let Epilogue::Float { scale, bias, relu, codes, .. } = &self.epilogue else { return None };
+        let Epilogue::Float { scale, bias, relu, codes, only_codes, .. } = &self.epilogue else {
+            return None;
+        };
         let channels = self.weights.shape().out_channels;
         let (scale, bias) = (scale.as_deref(), bias.as_deref());
-        Some(FloatSink::new(
-            Dequantize { scale, bias, relu: *relu, channels, codes: *codes },
-            residual,
-        ))
+        let to = Dequantize { scale, bias, relu: *relu, channels, codes: *codes };
+        Some(FloatSink { only_codes: *only_codes, ..FloatSink::new(to, residual) })
     }
 }
 
@@ -230,7 +232,15 @@ impl ExecutableOp for ConvStep {
         let Epilogue::Float { int8: Some(quantizer), .. } = self.conv.epilogue else {
             let out = out.floats();
             self.run_to_floats(inputs, scratch, &sink, out, codes_out)?;
-            return if sink.nan.into_inner() { first_nan(out) } else { Ok(()) };
+            if !sink.nan.into_inner() {
+                return Ok(());
+            }
+            if sink.only_codes {
+                // The floats were not stored, nor was a residual in their place overwritten.
+                let sink = FloatSink::new(Dequantize { codes: None, ..sink.to }, residual);
+                self.run_to_floats(inputs, scratch, &sink, out, &mut [])?;
+            }
+            return first_nan(out);
         };
         let (out, to) = (out.int8(), sink.to);
         let to_int8 = DequantizeInt8::new(to, quantizer);

@@ -1,5 +1,6 @@
 //! Fuses a quantizer into the convolution whose floats it reads. Codes are computed while the
-//! floats are in registers. Other nodes may read the floats too.
+//! floats are in registers. Other nodes may read the floats, too; if none does, the floats are not
+//! stored.
 
 use super::{FusedGraph, Outcome, Reason};
 use crate::codec::CodesLayout;
@@ -29,8 +30,12 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     if out_channels != Some(*channels) || quantizer(graph.view(node)).is_none() {
         return Outcome::Refused(Reason::DoesNotFit);
     }
+    let only_codes = graph.readers(source) == 1;
     match graph.node_mut(source) {
-        Some(producer) if producer.quantizer.is_none() => producer.quantizer = Some(node),
+        Some(producer) if producer.quantizer.is_none() => {
+            producer.quantizer = Some(node);
+            producer.only_codes = only_codes;
+        }
         _ => return Outcome::Refused(Reason::ProducerHasOne),
     }
     graph.take(node);
@@ -55,8 +60,12 @@ mod tests {
         ];
         let block = graph(nodes, &[]);
         let (_, fused) = outcome("fuse_quantizer", &block, &tensors);
-        assert_eq!(fused.node(2).unwrap().quantizer, Some(3));
+        let conv = fused.node(2).unwrap();
+        assert_eq!((conv.quantizer, conv.only_codes), (Some(3), false));
         assert!(fused.node(3).is_none() && fused.node(4).is_some());
+        let block = graph(&nodes[..3], &[]);
+        let (_, fused) = outcome("fuse_quantizer", &block, &tensors);
+        assert!(fused.node(2).unwrap().only_codes);
         assert_eq!(
             outcome("fuse_quantizer", &graph(&nodes[..1], &[]), &tensors).0,
             Outcome::Refused(Reason::ReadsInput)

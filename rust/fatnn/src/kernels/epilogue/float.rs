@@ -105,9 +105,10 @@ fn residual_row<'a, const RESIDUAL: u8, const WIDTH: usize>(
             Some(x) if channels == WIDTH => return x,
             _ => *values = columns(&x[start..], channels, 0.0),
         },
-        Residual::Int8(x, quantizer) if RESIDUAL == INT8 => {
-            quantizer.dequantize(&columns(&x[start..], channels, 0), values);
-        }
+        Residual::Int8(x, quantizer) if RESIDUAL == INT8 => match x[start..].first_chunk() {
+            Some(x) if channels == WIDTH => quantizer.dequantize(x, values),
+            _ => quantizer.dequantize(&columns(&x[start..], channels, 0), values),
+        },
         _ => *values = [0.0; WIDTH],
     }
     values
@@ -183,16 +184,26 @@ fn float_rows<
         let mut values = [0.0; WIDTH];
         let x = residual_row::<RESIDUAL, WIDTH>(residual, start, part.channels, &mut values);
         let mut whole;
-        let y: &[f32; WIDTH] = if part.channels == WIDTH {
-            let y = out[start..].first_chunk_mut().expect("WIDTH elements");
-            float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, y);
-            y
-        } else {
-            let before = if RESIDUAL == IN_PLACE { &out[start..] } else { &[0.0; WIDTH] };
-            whole = columns(before, part.channels, 0.0);
-            float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
-            store_columns(&mut out[start..], &whole, part.channels);
-            &whole
+        let y: &[f32; WIDTH] = match out.get_mut(start..).filter(|out| !out.is_empty()) {
+            Some(out) if part.channels == WIDTH => {
+                let y = out.first_chunk_mut().expect("WIDTH elements");
+                float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, y);
+                y
+            }
+            Some(out) => {
+                whole = [0.0; WIDTH];
+                if RESIDUAL == IN_PLACE {
+                    whole = columns(out, part.channels, 0.0);
+                }
+                float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
+                store_columns(out, &whole, part.channels);
+                &whole
+            }
+            None => {
+                whole = [0.0; WIDTH];
+                float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
+                &whole
+            }
         };
         if let Some((quantizer, write)) = &codes_to {
             let planes = row_codes::<S, WIDTH, THRESHOLDS>(

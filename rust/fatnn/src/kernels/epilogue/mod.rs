@@ -22,7 +22,8 @@ pub trait TileEpilogue: Send + Sync {
     fn to_codes(&self, tile: &TileAcc<'_>, to: &Requantize<'_>, out: &mut [u8]);
 
     /// Turns accumulators into float32 and, if `to` asks for it, these into codes. The bits of the
-    /// codes must be zero in `codes`. Returns false if a value that became a code may be NaN.
+    /// codes must be zero in `codes`. An empty `out` takes no floats. Returns false if a value that
+    /// became a code may be NaN.
     fn to_float(
         &self,
         tile: &TileAcc<'_>,
