@@ -213,6 +213,27 @@ def test_nan_input_is_refused() -> None:
         net(x)
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 2)])
+def test_nan_between_a_stem_and_a_depthwise_layer_is_the_first_one(
+    kernel: int, stride: int
+) -> None:
+    """An overflow in BatchNorm becomes NaN in Hardswish; some lines are read by no window."""
+    x = image(2, 3, 34, 41)
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.Hardswish(),
+        nn.Conv2d(24, 24, kernel, stride, groups=24, bias=False), nn.BatchNorm2d(24), nn.ReLU6(),
+        nn.Conv2d(24, 8, 1),
+    )  # fmt: skip
+    model = ready(model, x, first="int8")
+    with torch.no_grad():
+        model[1].weight[3], model[1].running_var[3] = 7e37, 0.05
+    net = convert(model, x * 0)
+    floats = model[:3](x * 5).permute(0, 2, 3, 1).flatten()
+    first = int(floats.isnan().nonzero()[0])
+    with pytest.raises(FatnnError, match=rf"'3'.* element {first} is NaN"):
+        net(x * 5)
+
+
 def test_conv_int8_op_uses_the_depthwise_kernel_and_gives_the_layers_bits() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 40, 9, 7)

@@ -21,7 +21,7 @@ pub(crate) use self::thresholds::SumThresholds;
 use super::ConvShape;
 use super::int8::Constants;
 use crate::epilogue::Elementwise;
-use crate::error::{Result, bad_value, check_len};
+use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::depthwise::MAX_LINES;
 use crate::kernels::{CacheLine, DepthwiseKernel, apply_all};
 use crate::pack::PackedWeights;
@@ -198,6 +198,17 @@ impl Geometry {
 
     /// Runs the convolution. Channels are last.
     pub fn run(&self, x: Input<'_>, layer: &Layer<'_>, out: Output<'_>) -> Result<()> {
+        match self.run_lines(x, layer, out) {
+            // One of the NaN: lines are computed out of order, and by several threads.
+            Err(error @ Error::NotANumber { .. }) if x.makes_floats() => {
+                self.find_nan(x, layer.weights.shape().channels, |_| true)?;
+                Err(error)
+            }
+            done => done,
+        }
+    }
+
+    fn run_lines(&self, x: Input<'_>, layer: &Layer<'_>, out: Output<'_>) -> Result<()> {
         let (inputs, [_, width]) = (layer.weights.shape().channels, self.output);
         let elements = self.shape.size("input", self.shape.input, inputs)?;
         match x.lines {
@@ -238,7 +249,7 @@ impl Geometry {
 
     /// Looks for NaN in rows that no window reads, because a NaN anywhere in the input is an error.
     fn check_unread(&self, x: Input<'_>, channels: usize) -> Result<()> {
-        let ([height, width], stride) = (self.shape.input, self.shape.stride[0]);
+        let (height, stride) = (self.shape.input[0], self.shape.stride[0]);
         let reach = self.span - (self.lines - 1) * stride;
         let padding = self.shape.padding[0];
         let end = (self.output[0] - 1)
@@ -248,14 +259,22 @@ impl Geometry {
         if stride <= reach && end >= height {
             return Ok(());
         }
+        self.find_nan(x, channels, |y| y >= end || (y + padding) % stride >= reach)
+    }
+
+    /// The error for the first NaN in the lines of all images that `wanted` selects.
+    fn find_nan(
+        &self,
+        x: Input<'_>,
+        channels: usize,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        let [height, width] = self.shape.input;
         let (line, mut computed) = (width * channels, Vec::new());
-        for number in 0..height * self.shape.batch {
-            let y = number % height;
-            if y >= end || (y + padding) % stride >= reach {
-                let row = x.line(number, line, channels, &mut computed)?;
-                if row.iter().any(|x| x.is_nan()) {
-                    return Err(x.nan(number * line, row));
-                }
+        for number in (0..height * self.shape.batch).filter(|number| wanted(number % height)) {
+            let row = x.line(number, line, channels, &mut computed)?;
+            if row.iter().any(|x| x.is_nan()) {
+                return Err(x.nan(number * line, row));
             }
         }
         Ok(())

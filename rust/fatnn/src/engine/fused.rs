@@ -24,9 +24,9 @@ pub(crate) struct FusedNode {
     pub max_pool: Option<usize>,
     /// A `fake_quantize` of its output after `elementwise`: the output is stored as bytes.
     pub int8: Option<usize>,
-    /// A quantizer of its output. The node then writes both its floats and the codes.
+    /// A quantizer of its output. The node then writes the codes, too.
     pub quantizer: Option<usize>,
-    /// Whether only this quantizer reads its floats.
+    /// Whether only this quantizer reads its floats, which are then not written.
     pub only_codes: bool,
     /// The convolution that computes its residual, the second input.
     pub shortcut: Option<Box<FusedNode>>,

@@ -57,6 +57,11 @@ impl Input<'_> {
         matches!(self.lines, InputLines::InMemory(_)) && self.before.is_empty()
     }
 
+    /// Whether its floats are not in memory, but made line by line.
+    pub(super) fn makes_floats(&self) -> bool {
+        !self.is_in_memory() && !matches!(self.lines, InputLines::Bytes { .. })
+    }
+
     /// Copies or computes lines and applies the functions. `first` is the number of the first line,
     /// over all images.
     pub(super) fn read_lines(

@@ -60,7 +60,7 @@ impl Output<'_> {
         }
     }
 
-    /// The codes of `pixels`, if a kernel writes them straight from its sums.
+    /// The codes of `pixels`, set to zero, if a kernel writes them straight from its sums.
     pub(super) fn codes(&mut self, pixels: Range<usize>) -> Option<LineOutput<'_>> {
         let Output::Codes(out, LineQuantizer { layout, sums: Some(sums), .. }) = self else {
             return None;

@@ -23,7 +23,8 @@ pub(crate) struct SumThresholds {
 }
 
 impl SumThresholds {
-    /// `None` if a float may be NaN or infinite, or if the quantizer has groups of channels.
+    /// `None` if a float may be NaN or infinite, if functions follow the clamp, if the quantizer
+    /// has groups of channels, or if sums may not fit.
     pub fn new(layer: &Layer<'_>, to: &Quantizer) -> Result<Option<Self>> {
         let (weights, layout) = (layer.weights, to.layout);
         let taps: usize = weights.shape().kernel.iter().product();

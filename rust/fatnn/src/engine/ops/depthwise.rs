@@ -15,6 +15,7 @@ use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut,
 use crate::epilogue::{DequantizeInt8, Elementwise, Quantizer, Residual, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
+use crate::kernels::FloatMode;
 use crate::kernels::depthwise::QuantizeParams;
 use crate::pack::PackedWeights;
 use crate::scalar::Encoder;
@@ -38,8 +39,9 @@ pub(crate) struct DepthwiseConv {
     pub post: Vec<Elementwise>,
     /// The quantizer that is the only reader of its floats. If set, its output is codes.
     pub quantizer: Option<OutputQuantizer>,
-    /// The quantizer's thresholds for sums, from the first plan on.
-    pub sums: OnceLock<Option<SumThresholds>>,
+    /// The quantizer's thresholds for sums, from the first plan on, and the float mode in which
+    /// they were found: in another mode, floats differ.
+    pub sums: OnceLock<(FloatMode, Option<SumThresholds>)>,
 }
 
 /// A quantizer that runs on the output lines of a depthwise convolution.
@@ -173,7 +175,8 @@ impl Operation for DepthwiseConv {
             (clamp, rest) = (bounds, rest + 1);
         }
         if geometry.writes_codes() && self.sums.get().is_none() {
-            let _ = self.sums.set(self.sum_thresholds(&constants, clamp, rest)?);
+            let found = self.sum_thresholds(&constants, clamp, rest)?;
+            let _ = self.sums.set((FloatMode::current(), found));
         }
         Ok((
             self.value(out),
@@ -221,7 +224,8 @@ impl ExecutableOp for DepthwiseStep {
         else {
             return self.run_to(inputs, scratch, Output::Floats(out.floats()));
         };
-        let sums = self.conv.sums.get().and_then(Option::as_ref);
+        let sums = self.conv.sums.get().filter(|(mode, _)| *mode == FloatMode::current());
+        let sums = sums.and_then(|(_, sums)| sums.as_ref());
         let to = LineQuantizer { label, thresholds, layout: *layout, sums };
         let codes = Output::Codes(out.codes(), to);
         self.run_to(inputs, scratch, codes).map_err(|error| error.in_node(conv_label))

@@ -25,14 +25,24 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
         let rounds = node.quantizer.is_some() || node.int8.is_some();
         node.inputs.len() == 1 && !rounds && node.max_pool.is_none()
     });
-    // An int8 convolution quantizes its whole input first, so it may have any window.
-    let by_lines = params.is_none_or(|ConvParams { stride, padding, .. }| {
-        pixel && stride == [1, 1] && padding == [0, 0]
-    });
+    // An int8 convolution quantizes its whole input first, so it may have any window. If the reader
+    // skipped lines, they would be computed only to look for NaN.
+    let by_lines = match params {
+        Some(ConvParams { stride, padding, .. }) => pixel && stride == [1, 1] && padding == [0, 0],
+        None => reads_all_lines(graph, node),
+    };
     if !plain || !by_lines {
         return Outcome::Refused(Reason::ProducerCannot);
     }
     if graph.fuse_source(node, producer) { Outcome::Applied } else { Outcome::NoMatch }
+}
+
+/// Whether windows of a depthwise convolution leave no line between them unread.
+fn reads_all_lines(graph: &FusedGraph<'_>, node: usize) -> bool {
+    let Op::ConvInt8(Conv { params, .. }) = graph.op(node) else { return false };
+    let height =
+        graph.view(node).tensor("weight").and_then(|weight| weight.shape().get(2).copied());
+    height.is_some_and(|height| params.stride[0] <= height && params.dilation[0] == 1)
 }
 
 #[cfg(test)]

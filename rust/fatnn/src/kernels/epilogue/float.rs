@@ -177,8 +177,10 @@ fn float_rows<
     for (r, acc) in part.rows::<NR, WIDTH>(tile).enumerate() {
         let start = r * to.channels + part.first_channel;
         let ahead = start + const { prefetch_rows(WIDTH) } * to.channels;
-        for i in (0..WIDTH).step_by(LINE_FLOATS) {
-            prefetch(out.as_ptr().wrapping_add(ahead + i));
+        if !out.is_empty() {
+            for i in (0..WIDTH).step_by(LINE_FLOATS) {
+                prefetch(out.as_ptr().wrapping_add(ahead + i));
+            }
         }
         prefetch_residual::<RESIDUAL, WIDTH>(residual, ahead);
         let mut values = [0.0; WIDTH];
