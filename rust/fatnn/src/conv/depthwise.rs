@@ -158,11 +158,6 @@ impl Geometry {
         self.multiplier == 1 && self.kernel.reads_bytes()
     }
 
-    /// Whether it writes codes by [`SumThresholds`].
-    pub fn writes_codes(&self) -> bool {
-        self.kernel.writes_codes()
-    }
-
     /// Number of input lines that are computed at a time, if the input is not in memory.
     pub fn strip_lines(&self, channels: usize) -> usize {
         let line = self.shape.input[1].saturating_mul(channels).saturating_mul(size_of::<f32>());

@@ -16,7 +16,7 @@ pub(crate) struct LineQuantizer<'a> {
     pub label: &'a str,
     pub thresholds: &'a [f32],
     pub layout: CodesLayout,
-    /// The same thresholds for sums, if the kernel writes codes.
+    /// The same thresholds for sums, if there are any.
     pub sums: Option<&'a SumThresholds>,
 }
 
@@ -60,7 +60,7 @@ impl Output<'_> {
         }
     }
 
-    /// The codes of `pixels`, set to zero, if a kernel writes them straight from its sums.
+    /// The codes of `pixels`, set to zero, if they are written straight from sums.
     pub(super) fn codes(&mut self, pixels: Range<usize>) -> Option<LineOutput<'_>> {
         let Output::Codes(out, LineQuantizer { layout, sums: Some(sums), .. }) = self else {
             return None;

@@ -194,8 +194,7 @@ mod tests {
         for (layout, thresholds) in layouts(channels) {
             let quantizer = Quantizer::new(thresholds, layout).unwrap();
             let made = SumThresholds::new(layer, &quantizer).unwrap().expect("finite floats");
-            let sums = geometry.writes_codes().then_some(&made);
-            let [from_floats, from_sums] = [None, sums].map(|sums| {
+            let [from_floats, from_sums] = [None, Some(&made)].map(|sums| {
                 let mut codes = vec![0xAA; pixels * layout.pixel_bytes()];
                 let to = LineQuantizer { label: "", thresholds, layout, sums };
                 geometry.run(Input::in_memory(x), layer, Output::Codes(&mut codes, to)).unwrap();

@@ -174,7 +174,7 @@ impl Operation for DepthwiseConv {
         {
             (clamp, rest) = (bounds, rest + 1);
         }
-        if geometry.writes_codes() && self.sums.get().is_none() {
+        if self.sums.get().is_none() {
             let found = self.sum_thresholds(&constants, clamp, rest)?;
             let _ = self.sums.set((FloatMode::current(), found));
         }

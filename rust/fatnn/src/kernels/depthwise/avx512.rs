@@ -104,10 +104,6 @@ impl DepthwiseKernel for Avx512 {
         unsafe { lines::<0>(product, &NO_LEVELS, out.as_mut_ptr().cast()) };
     }
 
-    fn writes_codes(&self) -> bool {
-        true
-    }
-
     fn multiply_to_codes(&self, product: &Product<'_>, to: &SumLevels<'_>, out: &mut [u8]) {
         product.check_codes(&LAYOUT, LANES, to, out);
         // SAFETY: as above.

@@ -19,13 +19,9 @@ pub(super) mod avx512;
 pub(super) mod plain;
 
 use super::columns::Element;
-#[cfg(target_arch = "x86_64")]
-use super::kernel::UNIT_BYTES;
-use super::kernel::{Family, Inner, Layout, OperandTypes, private};
+use super::kernel::{Family, Inner, Layout, OperandTypes, UNIT_BYTES, private};
 use super::panels::PanelWeights;
-#[cfg(target_arch = "x86_64")]
-use crate::codec::Coding;
-use crate::codec::MAX_THRESHOLDS;
+use crate::codec::{Coding, MAX_THRESHOLDS};
 
 /// Maximum number of output lines that one call computes.
 pub(crate) const MAX_LINES: usize = 2;
@@ -199,7 +195,6 @@ pub struct SumLevels<'a> {
 
 impl SumLevels<'_> {
     /// How its codes are written as bits.
-    #[cfg(target_arch = "x86_64")]
     fn coding(&self) -> Coding {
         if self.count == 2 { Coding::Ternary } else { Coding::Uint2 }
     }
@@ -275,7 +270,6 @@ impl Product<'_> {
 
     /// [`Product::check`] for an output of codes. Each of the unit's two words gets a bit per
     /// channel.
-    #[cfg(target_arch = "x86_64")]
     fn check_codes(&self, layout: &DepthwiseLayout, lanes: usize, to: &SumLevels<'_>, out: &[u8]) {
         let bits = self.finish.channels.next_multiple_of(lanes);
         assert!(layout.block <= 64 && lanes.is_multiple_of(8));
@@ -319,17 +313,9 @@ pub trait DepthwiseKernel: private::Sealed + Sync + std::fmt::Debug {
     /// pixel, with the block's first channel.
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]);
 
-    /// Whether it has [`DepthwiseKernel::multiply_to_codes`].
-    fn writes_codes(&self) -> bool {
-        false
-    }
-
     /// As [`DepthwiseKernel::multiply`], but writes codes by thresholds of the sums. `out` starts
     /// at the first pixel, with the byte of the block's first channel in its unit, and is zero.
-    fn multiply_to_codes(&self, product: &Product<'_>, to: &SumLevels<'_>, out: &mut [u8]) {
-        let _ = (product, to, out);
-        unreachable!("only called if `writes_codes`");
-    }
+    fn multiply_to_codes(&self, product: &Product<'_>, to: &SumLevels<'_>, out: &mut [u8]);
 }
 
 /// The inner loop for depthwise int8 operands.

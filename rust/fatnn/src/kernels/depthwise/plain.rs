@@ -1,11 +1,12 @@
 //! Depthwise convolution as plain loops, for instruction sets that have no kernel of their own.
 
-use super::{DepthwiseKernel, DepthwiseLayout, Product, QuantizeParams, Rows, inner};
+use super::{DepthwiseKernel, DepthwiseLayout, Product, QuantizeParams, Rows, SumLevels, inner};
+use crate::codec::MAX_THRESHOLDS;
 use crate::cpu::{Features, Isa};
 use crate::kernels::columns::Element;
 use crate::kernels::int8::QuantizeInt8;
 use crate::kernels::isa::Simd;
-use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
+use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, UNIT_BYTES, private};
 use crate::kernels::vector::VectorLoop;
 
 /// Channels in a block.
@@ -101,21 +102,31 @@ impl<S: Simd> DepthwiseKernel for Plain<S> {
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         product.check_floats(&LAYOUT, out);
-        self.simd.run(Multiply { product, out });
+        self.simd.run(Multiply { product, out: To::Floats(out) });
+    }
+
+    fn multiply_to_codes(&self, product: &Product<'_>, to: &SumLevels<'_>, out: &mut [u8]) {
+        product.check_codes(&LAYOUT, LANES, to, out);
+        self.simd.run(Multiply { product, out: To::Codes(out, to) });
     }
 }
 
 struct Multiply<'a> {
     product: &'a Product<'a>,
-    out: &'a mut [f32],
+    out: To<'a>,
+}
+
+enum To<'a> {
+    Floats(&'a mut [f32]),
+    Codes(&'a mut [u8], &'a SumLevels<'a>),
 }
 
 impl VectorLoop for Multiply<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let Multiply { product, out } = self;
+    fn run<S: Simd>(self, simd: S) {
+        let Multiply { product, mut out } = self;
         let [height, width] = product.kernel;
         for x in 0..product.width {
             for first in (0..product.finish.channels).step_by(LANES) {
@@ -131,8 +142,16 @@ impl VectorLoop for Multiply<'_> {
                         }
                     }
                 }
-                let out = &mut out[x * product.pixel_pitch / size_of::<f32>() + first..];
-                finish(product, &acc, first, out);
+                match &mut out {
+                    To::Floats(out) => {
+                        let pixel = x * product.pixel_pitch / size_of::<f32>();
+                        finish(product, &acc, first, &mut out[pixel + first..]);
+                    }
+                    To::Codes(out, to) => {
+                        let out = &mut out[x * product.pixel_pitch + first / 8..];
+                        store_codes(simd, to, &acc, first, out);
+                    }
+                }
             }
         }
     }
@@ -146,6 +165,29 @@ fn vector(bytes: &[u8], at: usize) -> [i16; LANES] {
         vector[j] = i16::from_le_bytes(bytes[j]);
     }
     vector
+}
+
+#[inline(always)]
+fn store_codes<S: Simd>(
+    simd: S,
+    to: &SumLevels<'_>,
+    acc: &[i32; LANES],
+    first: usize,
+    out: &mut [u8],
+) {
+    let vector =
+        |levels: &[i32]| -> [i32; LANES] { *levels[first..].first_chunk().expect("whole") };
+    let (mut sums, flip) = (*acc, vector(to.flip));
+    for j in 0..LANES {
+        sums[j] ^= flip[j];
+    }
+    let mut reached = [0; MAX_THRESHOLDS];
+    for (reached, levels) in reached.iter_mut().zip(to.levels).take(to.count) {
+        *reached = simd.ge_mask(&sums, &vector(levels));
+    }
+    let [low, high] = to.coding().planes(reached).map(|bits| (bits as u16).to_le_bytes());
+    out[..2].copy_from_slice(&low);
+    out[UNIT_BYTES / 2..][..2].copy_from_slice(&high);
 }
 
 #[inline(always)]
