@@ -183,7 +183,7 @@ def test_trained_from_prepare_with_int8_values() -> None:
     assert prepared.training
     assert type(model.layers[0].conv1) is nn.Conv2d
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    step = prepared.int8_values.stem_2.step_size
+    step = prepared.int8_values.stem_2.log2_step
     groups = fatnn.param_groups(prepared, 1e-4)
     assert any(step is p for p in groups[1]["params"])
     optimizer = torch.optim.AdamW(groups, lr=3e-3)

@@ -203,7 +203,7 @@ def _unchanged_on_failure(model: nn.Module, layers: Iterable[QuantizedLayer]) ->
         )
         if name not in ("weight", "bias")
     ]
-    steps += [m.step_size for _, m in named_modules(model) if isinstance(m, Int8Value)]
+    steps += [m.log2_step for _, m in named_modules(model) if isinstance(m, Int8Value)]
     before = Snapshot(model, steps)
     try:
         yield

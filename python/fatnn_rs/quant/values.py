@@ -13,8 +13,11 @@ is learned, with the gradients of learned step size quantization (S. Esser et al
 1902.08153):
 
 - ``dy/dx = 1`` if ``low < x / step < high``, else 0;
-- ``dy/dstep = code - x / step`` if ``low < x / step < high``, else ``code``. The sum over the n
-  values of a sample is multiplied by ``1 / sqrt(high · n)``.
+- ``dy/dstep = code - x / step`` if ``low < x / step < high``, else ``code``.
+
+The parameter is the step's logarithm, so ``dy/dlog2(step) = ln(2) · step · dy/dstep``: an update
+changes the step by a factor, whatever its size. With the step itself as the parameter, learning
+rates that suit weights are many times the step of eight bits, and a ResNet-20 diverged.
 
 The forward pass rounds the step to 10 significant bits, with the gradient of the identity. A
 product of a code and such a step is exact in float32, and so are sums of up to 64 of them, in any
@@ -37,8 +40,6 @@ from fatnn_rs.quant.base import (
     ActivationQuantizer,
     clamp_min_ste,
     round_ste,
-    scale_gradient,
-    set_value,
 )
 
 __all__ = ["STEP_BITS", "Int8Value", "fake_quantize"]
@@ -98,8 +99,8 @@ class Int8Value(ActivationQuantizer):
 
     Attributes
     ----------
-    step_size : Parameter
-        Shape [], float32.
+    log2_step : Parameter
+        The logarithm of the step to base 2. Shape [], float32.
     """
 
     half_levels = tuple(range(256))
@@ -107,7 +108,7 @@ class Int8Value(ActivationQuantizer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.step_size = nn.Parameter(torch.tensor(1.0))
+        self.log2_step = nn.Parameter(torch.tensor(0.0))
         #: While a list, :meth:`forward` adds what it gets to it, and returns it unchanged.
         self.recorded: list[Tensor] | None = None
 
@@ -128,15 +129,14 @@ class Int8Value(ActivationQuantizer):
 
     def _rounded(self, x: Tensor, levels: tuple[int, ...]) -> Tensor:
         low, high = levels[0], levels[-1]
-        count = x[0].numel() if x.dim() > 1 and len(x) else x.numel()
-        factor = 1.0 / math.sqrt(high * max(count, 1))
-        step = scale_gradient(self.used_step(), factor)
+        step = self.used_step()
         codes = round_ste(hardtanh(x * step.reciprocal().to(x.dtype), low, high))
         return codes * step.to(x.dtype)
 
     def used_step(self) -> Tensor:
         """Return the step of the forward pass: shape [], with a straight-through gradient."""
-        rounded: Tensor = _RoundStepSTE.apply(clamp_min_ste(self.step_size, _MIN_STEP))
+        step = clamp_min_ste(torch.exp2(self.log2_step), _MIN_STEP)
+        rounded: Tensor = _RoundStepSTE.apply(step)
         return rounded
 
     @property
@@ -161,7 +161,7 @@ class Int8Value(ActivationQuantizer):
     @torch.no_grad()
     def set_step(self, step: float) -> None:
         """Set the step."""
-        set_value(self.step_size, max(step, _MIN_STEP))
+        self.log2_step.fill_(math.log2(max(step, _MIN_STEP)))
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
