@@ -16,8 +16,8 @@ is learned, with the gradients of learned step size quantization (S. Esser et al
 - ``dy/dstep = code - x / step`` if ``low < x / step < high``, else ``code``.
 
 The parameter is the step's logarithm, so ``dy/dlog2(step) = ln(2) · step · dy/dstep``: an update
-changes the step by a factor, whatever its size. With the step itself as the parameter, learning
-rates that suit weights are many times the step of eight bits, and a ResNet-20 diverged.
+changes the step by a factor. With the step itself as the parameter, learning rates that suit
+weights are many times the step of eight bits, and a ResNet-20 diverged.
 
 The forward pass rounds the step to 10 significant bits, with the gradient of the identity. A
 product of a code and such a step is exact in float32, and so are sums of up to 64 of them, in any

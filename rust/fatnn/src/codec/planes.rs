@@ -98,11 +98,10 @@ impl CodesLayout {
         self.channels
     }
 
-    /// Byte of a pixel that has the bit of `channel` in the first word of its unit. There must be
-    /// one group.
+    /// Byte of a pixel that has the bit of `channel` in the first word of its unit.
     pub(crate) fn channel_byte(self, channel: usize) -> usize {
-        debug_assert_eq!(self.groups, 1);
-        channel / 64 * UNIT + channel % 64 / 8
+        let word = self.word_of(channel, 1).expect("one channel crosses no word");
+        word.at + word.shift / 8
     }
 
     /// Number of channel groups; each is padded to a multiple of 64 channels.

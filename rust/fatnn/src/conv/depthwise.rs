@@ -320,15 +320,13 @@ impl Geometry {
             }
             self.row_offsets(top, count, &mut scratch.offsets)?;
             let (columns, offsets) = (&mut *columns, scratch.offsets.as_slice());
-            let mut input = LineInput { rows, offsets, columns, real_columns: real };
+            let input = LineInput { rows, offsets, columns, real_columns: real };
             let range = (at - first) * width..(at - first + count) * width;
-            let codes = out.codes(range.clone());
-            if let Some(mut codes) = codes {
-                self.multiply_lines(layer, &mut input, count, &mut codes);
+            if let Some(codes) = out.codes(range.clone()) {
+                self.multiply_lines(layer, input, count, codes);
             } else {
                 let floats = out.floats(range.clone(), self.channels, &mut scratch.floats)?;
-                let mut lines = LineOutput::Floats(&mut *floats);
-                self.multiply_lines(layer, &mut input, count, &mut lines);
+                self.multiply_lines(layer, input, count, LineOutput::Floats(&mut *floats));
                 apply_all(layer.post, floats, self.channels)?;
                 out.store(range, at * width, self.channels, &scratch.floats)?;
             }

@@ -1,5 +1,6 @@
 //! Operands of popcount kernels, checked so that kernels need no bounds checks of their own.
 
+use super::cache_line::CacheLine;
 use super::epilogue::TileEpilogue;
 use super::kernel::{Layout, UNIT_BYTES, prefetch, private};
 use super::panels::PanelWeights;
@@ -14,8 +15,7 @@ pub(crate) const MAX_COLUMNS: usize = 64;
 /// these rows are in cache.
 pub(crate) const BLOCK: usize = 64;
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
+const LINE: usize = size_of::<CacheLine>();
 
 /// An inner loop that reads packed codes as layers exchange them.
 pub trait TiledKernel: private::Sealed {

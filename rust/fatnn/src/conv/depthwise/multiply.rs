@@ -1,7 +1,6 @@
 //! The products of one or two output lines, panel by panel.
 
-use super::SumThresholds;
-use super::{Geometry, Layer};
+use super::{Geometry, Layer, SumThresholds};
 use crate::codec::CodesLayout;
 use crate::kernels::depthwise::{Finish, Product, Rows};
 
@@ -29,14 +28,14 @@ impl Geometry {
     pub(super) fn multiply_lines(
         &self,
         layer: &Layer<'_>,
-        input: &mut LineInput<'_>,
+        input: LineInput<'_>,
         count: usize,
-        out: &mut LineOutput<'_>,
+        mut out: LineOutput<'_>,
     ) {
         let layout = self.kernel.layout();
         let (column, block) =
             (self.steps * layout.step_bytes(), layout.block * layout.element.bytes());
-        let pixel_pitch = match out {
+        let pixel_pitch = match &out {
             LineOutput::Floats(_) => self.channels * size_of::<f32>(),
             LineOutput::Codes(_, layout, _) => layout.pixel_bytes(),
         };
@@ -70,7 +69,7 @@ impl Geometry {
                     channels: panel.channels,
                 },
             };
-            match out {
+            match &mut out {
                 LineOutput::Floats(out) => {
                     self.kernel.multiply(&product, &mut out[panel.first..]);
                 }

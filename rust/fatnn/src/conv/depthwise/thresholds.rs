@@ -7,6 +7,7 @@
 //! their order.
 
 use super::Layer;
+use crate::codec::Coding;
 use crate::conv::int8::Padded;
 use crate::epilogue::Quantizer;
 use crate::error::Result;
@@ -20,6 +21,7 @@ pub(crate) struct SumThresholds {
     flip: Padded<i32>,
     /// For each level from 1 on, the smallest sum that reaches it, inverted if `flip` says so.
     levels: Vec<Padded<i32>>,
+    coding: Coding,
 }
 
 impl SumThresholds {
@@ -59,16 +61,16 @@ impl SumThresholds {
                 }
             }
         }
-        Ok(Some(SumThresholds { flip, levels }))
+        Ok(Some(SumThresholds { flip, levels, coding: layout.coding() }))
     }
 
     pub fn of(&self, panel: &Panel) -> SumLevels<'_> {
-        let mut levels = SumLevels { flip: self.flip.of(panel), count: 0, levels: [&[]; 3] };
-        for (to, from) in levels.levels.iter_mut().zip(&self.levels) {
-            *to = from.of(panel);
-            levels.count += 1;
+        let level = |i: usize| self.levels.get(i).map_or(&[][..], |level| level.of(panel));
+        SumLevels {
+            flip: self.flip.of(panel),
+            coding: self.coding,
+            levels: std::array::from_fn(level),
         }
-        levels
     }
 }
 
@@ -111,7 +113,7 @@ fn first(mut low: i32, high: i32, reaches: impl Fn(i32) -> bool) -> i32 {
 mod tests {
     use super::super::{Geometry, Input, LineQuantizer, Output, UNBOUNDED};
     use super::*;
-    use crate::codec::{CodesLayout, Coding};
+    use crate::codec::CodesLayout;
     use crate::conv::int8::{Constants, Int8Epilogue};
     use crate::conv::{ConvShape, Padded};
     use crate::kernels::{OperandTypes, detected_for};

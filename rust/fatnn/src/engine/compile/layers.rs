@@ -152,7 +152,7 @@ impl Compiler<'_> {
                 let post = self.elementwise(&fused.elementwise).map_err(|(_, error)| error)?;
                 SourceConv::Int8(Arc::new(self.int8_conv(fused, post)?))
             }
-            _ => SourceConv::Ternary(Box::new(self.conv_float(fused, None)?)),
+            _ => SourceConv::Ternary(Arc::new(self.conv_float(fused, None)?)),
         };
         Ok(LineSource { name: node.name.clone(), label: node.label(), conv })
     }

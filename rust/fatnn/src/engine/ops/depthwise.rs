@@ -238,23 +238,23 @@ impl DepthwiseStep {
         let (weights, constants) = (&conv.weights, &self.constants);
         let layer = Layer { weights, constants, bounds: conv.bounds, clamp: self.clamp, post };
         let before = conv.before.as_slice();
-        let Some((source, step)) = conv.source.as_ref().zip(self.source.as_ref()) else {
+        let Some((Source { label, .. }, step)) = conv.source.as_ref().zip(self.source.as_ref())
+        else {
             let input = Input { lines: InputLines::InMemory(inputs[0].floats()), before };
             return self.geometry.run(input, &layer, out);
         };
         let images = self.input_dims.images;
-        let (source, strips) = match (&source.conv, step) {
-            (SourceConv::Ternary(source), SourceStep::Ternary(strips)) => (source, strips),
-            (_, SourceStep::Int8(step)) => {
+        let (source, strips) = match step {
+            SourceStep::Ternary(source, strips) => (source, strips),
+            SourceStep::Int8(step) => {
                 let (geometry, inner) = (&step.geometry, step.layer());
                 let image = geometry
                     .quantize(inputs[0].floats(), &inner, scratch)
-                    .map_err(|error| error.in_node(&source.label))?;
+                    .map_err(|error| error.in_node(label))?;
                 let source = &Int8Lines { geometry, layer: inner, image };
                 let lines = InputLines::Computed { images, source };
                 return self.geometry.run(Input { lines, before }, &layer, out);
             }
-            _ => unreachable!("planned from this source"),
         };
         let codes = inputs[0].codes();
         let sink = source.sink(Residual::None).expect("a source's epilogue makes floats");

@@ -27,7 +27,7 @@ pub(crate) struct Source {
 #[derive(Debug)]
 pub(crate) enum SourceConv {
     /// A ternary 1×1 convolution.
-    Ternary(Box<TernaryConv>),
+    Ternary(Arc<TernaryConv>),
     /// An int8 convolution without pooling.
     Int8(Arc<Int8Conv>),
 }
@@ -63,7 +63,7 @@ impl Source {
                     let dims = Dims { images: 1, map: [count, output.map[1]], ..input.dims };
                     strips.push(conv.geometry(&dims)?);
                 }
-                Ok(SourceStep::Ternary(strips))
+                Ok(SourceStep::Ternary(conv.clone(), strips))
             }
         }
     }
@@ -72,8 +72,8 @@ impl Source {
 /// A planned [`Source`].
 #[derive(Debug)]
 pub(super) enum SourceStep {
-    /// Geometry for strips of one line, two lines and so on.
-    Ternary(Vec<conv::Geometry>),
+    /// The convolution, and its geometry for strips of one line, two lines and so on.
+    Ternary(Arc<TernaryConv>, Vec<conv::Geometry>),
     Int8(Box<Int8Step>),
 }
 

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::{
     DepthwiseKernel, DepthwiseLayout, Finish, NO_LEVELS, Product, QuantizeParams, Rows, SumLevels,
-    inner,
+    inner, planes,
 };
 use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::cpu::{Features, Isa};
@@ -89,7 +89,7 @@ impl DepthwiseKernel for Avx2 {
         product.check_codes(&LAYOUT, LANES, to, out);
         // SAFETY: as above.
         unsafe {
-            match to.coding() {
+            match to.coding {
                 Coding::Ternary => lines::<2>(product, to, out.as_mut_ptr()),
                 Coding::Uint2 => lines::<3>(product, to, out.as_mut_ptr()),
             }
@@ -332,8 +332,7 @@ impl Levels {
             let below = _mm256_castsi256_ps(_mm256_cmpgt_epi32(level, sums));
             *reached = u64::from(!_mm256_movemask_ps(below) as u8);
         }
-        let coding = if LEVELS == 2 { Coding::Ternary } else { Coding::Uint2 };
-        let [first, second] = coding.planes(reached);
+        let [first, second] = planes::<LEVELS>(reached);
         // SAFETY: as the caller promises.
         unsafe {
             out.write(first as u8);

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use super::{
     DepthwiseKernel, DepthwiseLayout, Finish, MAX_LINES, NO_LEVELS, Product, QuantizeParams, Rows,
-    SumLevels, inner,
+    SumLevels, inner, planes,
 };
 use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::cpu::{Features, Isa};
@@ -108,7 +108,7 @@ impl DepthwiseKernel for Avx512 {
         product.check_codes(&LAYOUT, LANES, to, out);
         // SAFETY: as above.
         unsafe {
-            match to.coding() {
+            match to.coding {
                 Coding::Ternary => lines::<2>(product, to, out.as_mut_ptr()),
                 Coding::Uint2 => lines::<3>(product, to, out.as_mut_ptr()),
             }
@@ -297,8 +297,7 @@ impl Levels {
         for (reached, level) in reached.iter_mut().zip(self.levels).take(LEVELS) {
             *reached = u64::from(_mm512_cmpge_epi32_mask(sums, level));
         }
-        let coding = if LEVELS == 2 { Coding::Ternary } else { Coding::Uint2 };
-        let [first, second] = coding.planes(reached);
+        let [first, second] = planes::<LEVELS>(reached);
         // SAFETY: as the caller promises.
         unsafe {
             out.cast::<u16>().write_unaligned(first as u16);

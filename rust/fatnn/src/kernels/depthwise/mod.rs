@@ -187,22 +187,26 @@ impl Rows<'_> {
 pub struct SumLevels<'a> {
     /// -1 for channels whose sums are inverted before they are compared, otherwise 0.
     pub(crate) flip: &'a [i32],
-    /// Number of levels above the lowest one, 2 for ternary codes and 3 for two-bit ones.
-    pub(crate) count: usize,
-    /// For each of these levels, the smallest sum that reaches it.
+    /// How the codes are written as bits.
+    pub(crate) coding: Coding,
+    /// For each level above the lowest one, the smallest sum that reaches it.
     pub(crate) levels: [&'a [i32]; MAX_THRESHOLDS],
-}
-
-impl SumLevels<'_> {
-    /// How its codes are written as bits.
-    fn coding(&self) -> Coding {
-        if self.count == 2 { Coding::Ternary } else { Coding::Uint2 }
-    }
 }
 
 /// For loops that write floats.
 #[cfg(target_arch = "x86_64")]
-const NO_LEVELS: SumLevels<'static> = SumLevels { flip: &[], count: 0, levels: [&[]; 3] };
+const NO_LEVELS: SumLevels<'static> =
+    SumLevels { flip: &[], coding: Coding::Ternary, levels: [&[]; MAX_THRESHOLDS] };
+
+/// The bits of codes with `LEVELS` levels above the lowest one; see [`Coding::planes`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn planes<const LEVELS: usize>(reached: [u64; MAX_THRESHOLDS]) -> [u64; 2] {
+    match LEVELS {
+        2 => Coding::Ternary.planes(reached),
+        _ => Coding::Uint2.planes(reached),
+    }
+}
 
 /// The operands of one call: columns, a panel of weights and the epilogue.
 #[derive(Clone, Copy, Debug)]
@@ -273,7 +277,7 @@ impl Product<'_> {
     fn check_codes(&self, layout: &DepthwiseLayout, lanes: usize, to: &SumLevels<'_>, out: &[u8]) {
         let bits = self.finish.channels.next_multiple_of(lanes);
         assert!(layout.block <= 64 && lanes.is_multiple_of(8));
-        let levels = to.levels.iter().take(to.count);
+        let levels = to.levels.iter().take(to.coding.thresholds());
         assert!(levels.chain([&to.flip]).all(|levels| levels.len() == layout.block));
         self.check(layout, UNIT_BYTES / 2 + bits / 8, out.len());
     }

@@ -182,10 +182,10 @@ fn store_codes<S: Simd>(
         sums[j] ^= flip[j];
     }
     let mut reached = [0; MAX_THRESHOLDS];
-    for (reached, levels) in reached.iter_mut().zip(to.levels).take(to.count) {
+    for (reached, levels) in reached.iter_mut().zip(to.levels).take(to.coding.thresholds()) {
         *reached = simd.ge_mask(&sums, &vector(levels));
     }
-    let [low, high] = to.coding().planes(reached).map(|bits| (bits as u16).to_le_bytes());
+    let [low, high] = to.coding.planes(reached).map(|bits| (bits as u16).to_le_bytes());
     out[..2].copy_from_slice(&low);
     out[UNIT_BYTES / 2..][..2].copy_from_slice(&high);
 }

@@ -192,18 +192,15 @@ fn float_rows<
                 float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, y);
                 y
             }
-            Some(out) => {
-                whole = [0.0; WIDTH];
-                if RESIDUAL == IN_PLACE {
-                    whole = columns(out, part.channels, 0.0);
+            out => {
+                whole = match &out {
+                    Some(out) if RESIDUAL == IN_PLACE => columns(out, part.channels, 0.0),
+                    _ => [0.0; WIDTH],
+                };
+                float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
+                if let Some(out) = out {
+                    store_columns(out, &whole, part.channels);
                 }
-                float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
-                store_columns(out, &whole, part.channels);
-                &whole
-            }
-            None => {
-                whole = [0.0; WIDTH];
-                float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
                 &whole
             }
         };
