@@ -13,7 +13,8 @@ from rich.console import Console
 
 import quantizers.__main__
 from fatnn_rs import ConfigError, FatnnError
-from quantizers.compare import ABLATIONS, ROWS, CompareOptions, compare
+from quantizers.compare import CompareOptions, compare
+from quantizers.rows import ABLATIONS, ALL_ROWS
 
 TOY = ("float.epochs=1", "ternary.epochs=1", "float.warmup_epochs=0", "ternary.warmup_epochs=0")
 SHORT = (
@@ -79,9 +80,7 @@ def test_wrong_options_and_failing_runs_raise(tmp_path: Path) -> None:
             recipe="digits", runs=tmp_path / "runs", results=tmp_path, cpu=True, **changes
         )
 
-    with pytest.raises(
-        ConfigError, match=f"row 'nope' is unknown; rows are {', '.join((*ROWS, *ABLATIONS))}"
-    ):
+    with pytest.raises(ConfigError, match=f"row 'nope' is unknown; rows are {', '.join(ALL_ROWS)}"):
         options(rows=("nope",))
     with pytest.raises(ConfigError, match="seeds, jobs and threads must be at least 1"):
         options(seeds=0)

@@ -18,7 +18,8 @@ from fatnn_rs.cli import (
     run_app,
     split_names,
 )
-from quantizers.compare import ABLATIONS, ROWS, CompareOptions, compare
+from quantizers.compare import CompareOptions, compare
+from quantizers.rows import GROUPS
 
 __all__ = ["main"]
 
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     config: RecipeOption,
     data: DataOption = None,
-    rows: Annotated[str, typer.Option(help="Rows, comma-separated; 'all' or 'ablations'.")] = "all",
+    rows: Annotated[
+        str, typer.Option(help="Rows, comma-separated, or 'all', 'ablations' or 'options'.")
+    ] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per row.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Parallel runs.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads per run.")] = 1,
@@ -49,14 +52,13 @@ def measure(
     download: DownloadOption = True,
 ) -> None:
     """Train all quantizers from the same float networks by one recipe; write a table and a plot."""
-    groups = {"all": tuple(ROWS), "ablations": ("fatnn", *ABLATIONS)}
     options = CompareOptions(
         recipe=config,
         runs=runs or Path("runs") / Path(config).stem,
         results=results,
         settings=tuple(settings or ()),
-        rows=groups[rows] if rows in groups else split_names(rows),
-        name=f"{Path(config).stem}-ablations" if rows == "ablations" else "",
+        rows=GROUPS[rows] if rows in GROUPS else split_names(rows),
+        name=f"{Path(config).stem}-{rows}" if rows in GROUPS and rows != "all" else "",
         seeds=seeds,
         data=data,
         jobs=jobs,

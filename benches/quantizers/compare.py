@@ -25,72 +25,9 @@ from rich.console import Console
 from fatnn_rs.errors import ConfigError, FatnnError, UnsupportedError
 from fatnn_rs.train.recipe import Recipe, load_recipe
 from fatnn_rs.train.run import Run, identity
+from quantizers.rows import ALL_ROWS, GROUPS, ROWS, Row
 
-__all__ = ["ROWS", "CompareOptions", "Row", "compare"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the comparison.
-
-    Attributes
-    ----------
-    title
-        Name in the table.
-    settings
-        Changes of the recipe.
-    weight_bits, act_bits
-        Bits per stored weight and activation.
-    cost
-        Passes over N bits that an inner product of N values takes: 2 if both are ternary.
-    from_float
-        Whether it starts from its seed's float network.
-    """
-
-    title: str
-    settings: tuple[str, ...]
-    weight_bits: str
-    act_bits: str
-    cost: str
-    from_float: bool = True
-
-
-def _row(title: str, weight: str, act: str, bits: tuple[str, str], cost: str) -> Row:
-    return Row(title, (f"quantize.weight={weight}", f"quantize.act={act}"), *bits, cost)
-
-
-#: Name → row. The row ``float`` is always added.
-ROWS: dict[str, Row] = {
-    "fatnn": _row("FATNN", "fatnn", "ternary", ("ternary", "ternary"), "2N"),
-    "lsq": _row("LSQ, ternary", "lsq", "ternary", ("ternary", "ternary"), "2N"),
-    "sttn": _row("STTN", "sttn", "ternary", ("ternary", "ternary"), "2N"),
-    "twn": _row("TWN weights", "twn", "ternary", ("ternary", "ternary"), "2N"),
-    "fatnn-uint2": _row("FATNN, uint2 activations", "fatnn", "uint2", ("ternary", "2 bits"), "2N"),
-    "dorefa": _row("DoReFa 2/2", "dorefa", "uint2", ("2 bits", "2 bits"), "4N"),
-    "binary": _row("binary", "binary", "binary", ("binary", "binary"), "N"),
-}
-
-
-def _ablation(title: str, *settings: str, from_float: bool = True) -> Row:
-    return Row(title, settings, "ternary", "ternary", "2N", from_float)
-
-
-#: Name → FATNN's row with one change (``--rows ablations``). Runs are shared with ``fatnn``.
-ABLATIONS: dict[str, Row] = {
-    "no-distill": _ablation("no distillation", "ternary.distill=0"),
-    "scratch": _ablation(
-        "from scratch (no distillation)", "float=null", "ternary.distill=0", from_float=False
-    ),
-    "constant": _ablation("constant learning rate", "ternary.schedule=constant"),
-    "decay-all": _ablation("weight decay on steps and BatchNorm", "ternary.decay_all=true"),
-    "calibrate-1": _ablation("steps from one image", "quantize.calibration_images=1"),
-    "int8-values": _ablation("int8 values between layers", "quantize.values=int8"),
-    "per-channel": _ablation(
-        "weight steps per channel", 'quantize.overrides={"re:.*": {per_channel: true}}'
-    ),
-}
-
-_ALL = {**ROWS, **ABLATIONS}
+__all__ = ["CompareOptions", "compare"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +41,7 @@ class CompareOptions:
     settings
         Changes of the recipe, for all rows.
     rows
-        Keys of :data:`ROWS` and :data:`ABLATIONS`.
+        Keys of :data:`quantizers.rows.ALL_ROWS`.
     name
         Name of the result files; by default the recipe's.
     seeds
@@ -138,9 +75,9 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         """Validate the options."""
-        unknown = [name for name in self.rows if name not in _ALL]
+        unknown = [name for name in self.rows if name not in ALL_ROWS]
         if unknown:
-            raise ConfigError(f"row {unknown[0]!r} is unknown; rows are {', '.join(_ALL)}")
+            raise ConfigError(f"row {unknown[0]!r} is unknown; rows are {', '.join(ALL_ROWS)}")
         if min(self.seeds, self.jobs, self.threads) < 1:
             raise ConfigError(
                 f"seeds, jobs and threads must be at least 1, got {self.seeds}, {self.jobs} and "
@@ -202,7 +139,7 @@ def _float_call(options: CompareOptions, seed: int) -> _Call:
 
 def _row_call(options: CompareOptions, name: str, seed: int) -> _Call:
     folder = options.runs / f"{name}-seed{seed}"
-    row = _ALL[name]
+    row = ALL_ROWS[name]
     settings = [part for setting in row.settings for part in ("--set", setting)]
     start = _float_folder(options, seed) / "float.pt" if row.from_float else None
     recipe = load_recipe(options.recipe, (*options.settings, *row.settings))
@@ -277,7 +214,7 @@ def _collect(options: CompareOptions, recipe: Recipe) -> dict[str, Any]:
     for name in options.rows:
         runs = [_result(options.runs / f"{name}-seed{seed}") for seed in range(options.seeds)]
         everything += runs
-        rows.append(_line(name, _ALL[name], runs, "ternary_accuracy", floats))
+        rows.append(_line(name, ALL_ROWS[name], runs, "ternary_accuracy", floats))
     machine = floats[0]["machine"]
     return {
         "recipe": options.recipe,
@@ -292,7 +229,7 @@ def _collect(options: CompareOptions, recipe: Recipe) -> dict[str, Any]:
 
 
 def _command(options: CompareOptions) -> str:
-    groups = {tuple(ROWS): "", ("fatnn", *ABLATIONS): " --rows ablations"}
+    groups = {rows: "" if name == "all" else f" --rows {name}" for name, rows in GROUPS.items()}
     rows = groups.get(options.rows, f" --rows {','.join(options.rows)}")
     settings = "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
     threads = "" if options.threads == 1 else f" --threads {options.threads}"
