@@ -38,8 +38,7 @@ impl Geometry {
         let image = self.quantize(x, layer, scratch)?;
         let (line, pooling) = (width * n, pooling()?);
         // Every chunk computes a few more lines, which the next chunk computes too.
-        let granularity =
-            POOLED_LINES.min((self.shape.batch * out_h).div_ceil(parallel::num_threads()?));
+        let granularity = parallel::chunk_of_at_least(POOLED_LINES, self.shape.batch * out_h)?;
         parallel::try_for_each_rows(out, out_w * n, granularity, self.cost(layer), |first, out| {
             BAND.with_borrow_mut(|band| {
                 // `band` holds the lines `held` of image `held_image`.

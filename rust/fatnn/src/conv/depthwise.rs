@@ -226,7 +226,7 @@ impl Geometry {
         let run = |first, out: Output<'_>| {
             SCRATCH.with_borrow_mut(|scratch| self.compute_lines(x, layer, first, scratch, out))
         };
-        let (line, granularity) = (width * self.channels, self.lines);
+        let (line, granularity) = (width * self.channels, self.granularity(x)?);
         match out {
             Output::Floats(out) => {
                 parallel::try_for_each_rows(out, line, granularity, cost, |first, out| {
@@ -240,6 +240,21 @@ impl Geometry {
                 })
             }
         }
+    }
+
+    /// Output lines that stay on one thread: a multiple of `self.lines`.
+    ///
+    /// If the input is computed, the lines that two parts of the output read are computed twice, so
+    /// the parts are a share per thread, or so large that at most an eighth is computed twice.
+    fn granularity(&self, x: Input<'_>) -> Result<usize> {
+        if matches!(x.lines, InputLines::InMemory(_)) {
+            return Ok(self.lines);
+        }
+        let stride = self.shape.stride[0];
+        let reach = self.span - (self.lines - 1) * stride;
+        let seldom = (8 * reach.saturating_sub(stride)).div_ceil(stride);
+        let lines = parallel::chunk_of_at_least(seldom, self.shape.batch * self.output[0])?;
+        Ok(lines.next_multiple_of(self.lines))
     }
 
     /// Looks for NaN in rows that no window reads, because a NaN anywhere in the input is an error.

@@ -229,11 +229,13 @@ pub(crate) fn run<S: Sink, const N: usize>(
         jobs.iter().map(|job| job.weights.groups() * job.weights.panels_per_group()).sum();
     let max_pixels = if panels > 1 { OUTPUT_BYTES / row_bytes } else { usize::MAX };
     let pixels = batch * height * width;
-    // Chunks are whole rows, and small enough that each thread gets one.
-    let rows = MIN_PARALLEL_POSITIONS
-        .div_ceil(width)
-        .min((batch * height).div_ceil(parallel::num_threads()?));
-    let granularity = if height > 1 { rows * width } else { MIN_PARALLEL_POSITIONS };
+    // Chunks are whole rows.
+    let granularity = if height > 1 {
+        let least = MIN_PARALLEL_POSITIONS.div_ceil(width);
+        parallel::chunk_of_at_least(least, batch * height)? * width
+    } else {
+        MIN_PARALLEL_POSITIONS
+    };
     let macs: usize = jobs.iter().map(|job| job.weights.macs_per_row()).sum();
     for_each_chunk(
         jobs[N - 1].kernel.epilogue(),

@@ -38,7 +38,13 @@ thread_local! {
             low: [0; (BLOCK + MAX_MR) * MAX_COLUMNS],
         })
     };
+
+    /// Of [`run_by_panels`].
+    static ALL_PANELS: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Accumulators that a thread keeps from layer to layer: 4 MiB.
+const MAX_KEPT_PANELS: usize = 1 << 20;
 
 /// Byte offsets of windows. A row of a product is the window of one output pixel.
 pub(crate) struct Windows {
@@ -293,16 +299,11 @@ pub(crate) fn run<S: Sink>(
     let (layout, mr, max_offset) = (tiled.layout(), tiled.mr(), rows.max_offset());
     let m = chunk.out.len().checked_div(sink.row_len()).unwrap_or(0);
     let cost = m.saturating_mul(weights.macs_per_row());
-    if m <= BLOCK
-        && weights.groups() * weights.panels_per_group() > 1
-        && parallel::threads_for(cost)? > 1
-    {
+    let threads = parallel::threads_for(cost)?;
+    if threads > 1 && by_panels(tiled, weights, sink.row_len(), m, threads) {
         return run_by_panels(tiled, weights, rows, sink, chunk);
     }
-    let (wide, epilogue) = tiled
-        .wide_epilogue()
-        .filter(|_| weights.panels_per_group() > 1)
-        .unwrap_or((1, tiled.epilogue()));
+    let (wide, epilogue) = wide_epilogue(tiled, weights);
     let pitch = wide * layout.nr;
     for_each_chunk(epilogue, &[sink], chunk, mr, cost, |first, count, write| {
         SCRATCH.with_borrow_mut(|Scratch { bases, acc, low }| {
@@ -332,8 +333,26 @@ pub(crate) fn run<S: Sink>(
     })
 }
 
-/// [`run`] for at most one block of rows: all threads accumulate panels, then one runs the
-/// epilogue.
+/// Whether threads share the weights of a product with `m` rows and `n` columns, and not its rows.
+fn by_panels(
+    tiled: &dyn TiledKernel,
+    weights: &PackedWeights<'_>,
+    n: usize,
+    m: usize,
+    threads: usize,
+) -> bool {
+    let parts = weights.panels_per_group().div_ceil(wide_epilogue(tiled, weights).0);
+    if m > BLOCK || weights.groups() * parts < threads {
+        return false;
+    }
+    // Otherwise each thread reads all weights, at two bits per product. Here, sums of 32 bits are
+    // written by one thread and read by another.
+    let (weight_bits, sum_bits) = (2 * weights.macs_per_row(), 2 * 32 * m * n);
+    m.div_ceil(tiled.mr()) < threads || weight_bits > sum_bits
+}
+
+/// [`run`] for at most one block of rows: threads accumulate different panels, so that each reads
+/// its part of the weights, and then finish different rows.
 fn run_by_panels<S: Sink>(
     tiled: &(dyn TiledKernel + Sync),
     weights: &PackedWeights<'_>,
@@ -345,31 +364,53 @@ fn run_by_panels<S: Sink>(
     let m = chunk.out.len() / sink.row_len();
     let mut bases = [0; BLOCK + MAX_MR];
     let bases: &[usize] = rows.bases(&mut bases, mr, [0, m]);
+    let (wide, epilogue) = wide_epilogue(tiled, weights);
     let (panels, nr) = (weights.panels_per_group(), tiled.layout().nr);
-    let len = bases.len() * nr;
-    let mut all = memory::filled(
-        "accumulators of a layer with few rows",
-        weights.groups() * panels * len,
-        0,
-    )?;
+    let (parts, pitch) = (panels.div_ceil(wide), wide * nr);
+    let len = bases.len() * pitch;
+    let size = weights.groups() * parts * len;
+    let mut kept = ALL_PANELS.take();
+    memory::grow("accumulators of a layer with few rows", &mut kept, size, 0)?;
+    let all = &mut kept[..size];
     let cost = m.saturating_mul(weights.macs_per_row());
-    parallel::try_for_each_rows(&mut all, len, 1, cost, |first, all| {
+    parallel::try_for_each_rows(all, len, 1, cost, |first, all| {
         SCRATCH.with_borrow_mut(|Scratch { low, .. }| {
             for (i, acc) in all.chunks_exact_mut(len).enumerate() {
-                let at = [(first + i) / panels, (first + i) % panels];
-                let tile_rows = rows.tiles(mr, bases, max_offset, at[0]);
-                accumulate(tiled, weights, tile_rows, at, (acc, nr), low);
+                let (group, start) = ((first + i) / parts, (first + i) % parts * wide);
+                for panel in start..panels.min(start + wide) {
+                    let tile_rows = rows.tiles(mr, bases, max_offset, group);
+                    let acc = &mut acc[(panel - start) * nr..];
+                    accumulate(tiled, weights, tile_rows, [group, panel], (acc, pitch), low);
+                }
             }
         });
         Ok(())
     })?;
-    // A cost of 0 keeps the epilogue on one thread: it is cheap compared with the sums.
-    for_each_chunk(tiled.epilogue(), &[sink], chunk, m, 0, |_, _, write| {
+    let all = &*all;
+    // A value of the epilogue costs about as much as 32 products.
+    let cost = m.saturating_mul(sink.row_len()).saturating_mul(32);
+    for_each_chunk(epilogue, &[sink], chunk, mr, cost, |first, count, write| {
         for (i, acc) in all.chunks_exact(len).enumerate() {
-            write(0, &tile_of(weights, [i / panels, i % panels], (acc, nr), m), 0);
+            let acc = (&acc[first * pitch..], pitch);
+            write(0, &tile_of(weights, [i / parts, i % parts * wide], acc, count), 0);
         }
         Ok(())
-    })
+    })?;
+    if kept.len() <= MAX_KEPT_PANELS {
+        ALL_PANELS.set(kept);
+    }
+    Ok(())
+}
+
+/// The number of panels that one call of the epilogue finishes, and the epilogue.
+fn wide_epilogue<'a>(
+    tiled: &'a dyn TiledKernel,
+    weights: &PackedWeights<'_>,
+) -> (usize, &'a dyn TileEpilogue) {
+    tiled
+        .wide_epilogue()
+        .filter(|_| weights.panels_per_group() > 1)
+        .unwrap_or((1, tiled.epilogue()))
 }
 
 /// Accumulates one panel for some rows, `pitch` elements apart. `low` is working memory for the low

@@ -153,7 +153,7 @@ impl Network {
         for shape in &mut shapes {
             shape[0] = 1;
         }
-        let results = parallel::map_one_per_thread(cancel, images, |image| {
+        let results = parallel::map_one_per_thread(images, |image| {
             let mut one = inputs.to_vec(); // small: an input each
             for (input, shape) in one.iter_mut().zip(&shapes) {
                 let len = input.len() / images;
@@ -198,10 +198,10 @@ impl Network {
         if elements < MIN_PARALLEL_ELEMENTS {
             return self.run_on_current_thread(inputs, observe, cancel);
         }
-        parallel::on_pool_thread(cancel, || self.run_on_current_thread(inputs, observe, cancel))?
+        parallel::with_team(|| self.run_on_current_thread(inputs, observe, cancel))?
     }
 
-    /// Runs on this thread. Operations may still split their work among pool threads.
+    /// Runs on this thread. Operations may still share their work with helping threads.
     fn run_on_current_thread(
         &self,
         inputs: &[Array<'_>],

@@ -1,7 +1,8 @@
 //! The float mode of a thread: its rounding direction, and whether it flushes denormals. Both are
 //! control registers of each thread, and a caller may have changed them.
 //!
-//! Results must not depend on which thread computes them, so pool threads use the caller's mode
+//! Results must not depend on which thread computes them, so helping threads use the caller's
+//! mode
 //! while they work for it. They do not use one fixed mode: float layers that PyTorch runs between
 //! ours follow the caller's mode too. So a network under `torch.set_flush_denormal(True)` gives
 //! what the eager model gives under it.
@@ -127,14 +128,13 @@ mod tests {
                 .for_each(|y| *y = std::hint::black_box(small) * std::hint::black_box(factor));
         })
         .unwrap();
-        let apart = parallel::map_one_per_thread(&parallel::Cancellation::none(), 8, |_| {
+        let apart = parallel::map_one_per_thread(8, |_| {
             Ok(std::hint::black_box(small) * std::hint::black_box(factor))
         });
-        let on_pool = parallel::on_pool_thread(&parallel::Cancellation::none(), || {
-            std::hint::black_box(small) * std::hint::black_box(factor)
-        });
+        let in_team =
+            parallel::with_team(|| std::hint::black_box(small) * std::hint::black_box(factor));
         out.extend(apart.unwrap());
-        out.push(on_pool.unwrap());
+        out.push(in_team.unwrap());
         out.into_iter().map(f32::to_bits).collect()
     }
 
