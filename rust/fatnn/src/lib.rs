@@ -34,8 +34,8 @@ pub mod engine;
 pub mod epilogue;
 mod error;
 pub mod graph;
-// `unsafe` is only here and in `parallel::team`. Here: SIMD loads and stores, and calls of functions
-// with CPU features.
+// `unsafe` is only here and in `parallel::team`. Here: SIMD loads and stores, and calls of
+// functions with CPU features.
 #[allow(unsafe_code)]
 pub mod kernels;
 mod limits;

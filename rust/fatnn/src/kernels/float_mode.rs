@@ -1,8 +1,7 @@
 //! The float mode of a thread: its rounding direction, and whether it flushes denormals. Both are
 //! control registers of each thread, and a caller may have changed them.
 //!
-//! Results must not depend on which thread computes them, so helping threads use the caller's
-//! mode
+//! Results must not depend on which thread computes them, so helping threads use the caller's mode
 //! while they work for it. They do not use one fixed mode: float layers that PyTorch runs between
 //! ours follow the caller's mode too. So a network under `torch.set_flush_denormal(True)` gives
 //! what the eager model gives under it.
