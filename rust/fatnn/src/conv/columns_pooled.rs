@@ -70,9 +70,7 @@ impl Geometry {
                         })?;
                         (held_image, held) = (image_index, start..end);
                     }
-                    for (x, out) in out.chunks_exact_mut(n).enumerate() {
-                        pool.pixel(&pooling, band, held.start, [y, x], out);
-                    }
+                    pool.pixels(&pooling, band, held.start, [y, 0], out);
                 }
                 Ok(())
             })

@@ -52,8 +52,9 @@ impl PoolStep {
         self.spans[0].0[y].0.clone()
     }
 
-    /// Computes one output pixel. `x` holds the image's lines from line `first` on.
-    pub fn pixel(
+    /// Computes the output pixels of line `y` from column `column` on. `x` holds the image's lines
+    /// from line `first` on.
+    pub fn pixels(
         &self,
         pooling: &Pooling,
         x: &[f32],
@@ -63,27 +64,51 @@ impl PoolStep {
     ) {
         let [(rows, step_y), (columns, step_x)] = &self.spans;
         let (channels, w) = (self.channels, self.map[1]);
-        let ((ys, high), (xs, wide)) = (&rows[y], &columns[column]);
-        let taps = Taps {
-            first: ((ys.start - first) * w + xs.start) * channels,
-            rows: ys.len().div_ceil(*step_y),
-            row_stride: step_y * w * channels,
-            columns: xs.len().div_ceil(*step_x),
-            column_stride: step_x * channels,
-        };
-        match self.reduce {
-            Reduce::Max => pooling.max(x, &taps, out),
-            Reduce::Mean { count_padding, divisor } => {
-                pooling.sum(x, &taps, out);
-                let count = match (divisor, count_padding) {
-                    (0, false) => taps.rows * taps.columns,
-                    (0, true) => high * wide,
-                    (divisor, _) => divisor,
-                } as f32;
-                for out in out {
-                    *out /= count;
+        let (ys, high) = &rows[y];
+        let mut columns = &columns[column..][..out.len() / channels];
+        let mut out = out;
+        while let [(xs, wide), ..] = columns {
+            let (pixels, stride) = alike(columns);
+            let taps = Taps {
+                pixels,
+                pixel_stride: stride * channels,
+                first: ((ys.start - first) * w + xs.start) * channels,
+                rows: ys.len().div_ceil(*step_y),
+                row_stride: step_y * w * channels,
+                columns: xs.len().div_ceil(*step_x),
+                column_stride: step_x * channels,
+            };
+            let (now, rest) = out.split_at_mut(pixels * channels);
+            match self.reduce {
+                Reduce::Max => pooling.max(x, &taps, now),
+                Reduce::Mean { count_padding, divisor } => {
+                    pooling.sum(x, &taps, now);
+                    let count = match (divisor, count_padding) {
+                        (0, false) => taps.rows * taps.columns,
+                        (0, true) => high * wide,
+                        (divisor, _) => divisor,
+                    } as f32;
+                    now.iter_mut().for_each(|out| *out /= count);
                 }
             }
+            (columns, out) = (&columns[pixels..], rest);
         }
     }
+}
+
+/// The number of spans from the first one on that have its size and are equally far apart, and
+/// their distance.
+fn alike(spans: &[Span]) -> (usize, usize) {
+    let size = |(range, all): &Span| (range.len(), *all);
+    let stride = match spans {
+        [first, second, ..] if size(first) == size(second) => {
+            second.0.start.checked_sub(first.0.start)
+        }
+        _ => None,
+    };
+    let Some(stride) = stride else { return (1, 0) };
+    let like_first = |(i, span): (usize, &Span)| {
+        size(span) == size(&spans[0]) && span.0.start == spans[0].0.start + i * stride
+    };
+    (spans.iter().enumerate().take_while(|&found| like_first(found)).count(), stride)
 }

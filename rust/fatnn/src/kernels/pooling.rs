@@ -1,12 +1,16 @@
-//! Pooling of float32 values, one output pixel at a time: plain loops over blocks of channels.
+//! Pooling of float32 values, some output pixels at a time: plain loops over blocks of channels.
 
 use super::isa::Simd;
 use super::vector::{Level, VectorLoop};
 use crate::error::Result;
 
-/// The input pixels of one output pixel, as indices into the input's floats.
+/// The input pixels of consecutive output pixels, as indices into the input's floats.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taps {
+    /// Number of output pixels, at least one.
+    pub pixels: usize,
+    /// Floats from an output pixel's first input pixel to that of the next.
+    pub pixel_stride: usize,
     /// Index of the first channel of the first pixel.
     pub first: usize,
     /// Number of rows, at least one.
@@ -21,7 +25,8 @@ pub(crate) struct Taps {
 
 impl Taps {
     fn last_offset(&self) -> usize {
-        self.first + (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride
+        let pixels = self.first + (self.pixels - 1) * self.pixel_stride;
+        pixels + (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride
     }
 }
 
@@ -30,7 +35,7 @@ impl Taps {
 pub(crate) struct Pooling(Level);
 
 impl Pooling {
-    /// The largest value per channel. NaN counts as the largest.
+    /// The largest value per pixel and channel. NaN counts as the largest.
     pub fn max(self, x: &[f32], taps: &Taps, out: &mut [f32]) {
         struct MaxLoop<'a>(&'a [f32], &'a Taps, &'a mut [f32]);
         impl VectorLoop for MaxLoop<'_> {
@@ -43,7 +48,7 @@ impl Pooling {
         self.0.run(MaxLoop(x, taps, out));
     }
 
-    /// The sum per channel, added up row by row.
+    /// The sum per pixel and channel, added up row by row.
     pub fn sum(self, x: &[f32], taps: &Taps, out: &mut [f32]) {
         struct SumLoop<'a>(&'a [f32], &'a Taps, &'a mut [f32]);
         impl VectorLoop for SumLoop<'_> {
@@ -79,9 +84,17 @@ trait Reduce {
 
 #[inline(always)]
 fn pool<R: Reduce>(x: &[f32], taps: &Taps, out: &mut [f32]) {
-    let channels = out.len();
-    // One bounds check here, so that the compiler drops those of the loops.
+    let channels = out.len() / taps.pixels;
+    // One bounds check here, so that the compiler drops most of those of the loops.
     let x = &x[taps.first..taps.last_offset() + channels];
+    for (i, out) in out.chunks_exact_mut(channels.max(1)).enumerate() {
+        pool_pixel::<R>(&x[i * taps.pixel_stride..], taps, out);
+    }
+}
+
+#[inline(always)]
+fn pool_pixel<R: Reduce>(x: &[f32], taps: &Taps, out: &mut [f32]) {
+    let channels = out.len();
     let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
     for (i, out) in blocks.iter_mut().enumerate() {
         R::block(&x[i * BLOCK..], taps, out);
@@ -175,29 +188,31 @@ mod tests {
                 }
             };
             let x: Vec<f32> = (0..6 * 5 * channels).map(value).collect();
-            for (rows, columns, stride) in [(1, 1, 1), (3, 3, 1), (2, 3, 2), (3, 2, 2), (6, 1, 1)] {
+            for (rows, columns, stride, pixels) in
+                [(1, 1, 1, 3), (3, 3, 1, 2), (2, 3, 2, 1), (3, 2, 2, 2), (6, 1, 1, 4)]
+            {
                 let taps = Taps {
+                    pixels,
+                    pixel_stride: channels,
                     first: (6 - (rows - 1) * stride - 1) * 5 * channels,
                     rows,
                     row_stride: stride * 5 * channels,
                     columns,
                     column_stride: stride * channels,
                 };
-                let mut max = vec![];
-                let mut sum = vec![0.0; channels];
-                for row in 0..rows {
-                    for column in 0..columns {
-                        let at = taps.first + row * taps.row_stride + column * taps.column_stride;
-                        let pixel = &x[at..at + channels];
-                        if max.is_empty() {
-                            max = pixel.to_vec();
+                let mut max = vec![f32::NEG_INFINITY; pixels * channels];
+                let mut sum = vec![0.0; pixels * channels];
+                for (pixel, row, column) in (0..pixels).flat_map(|pixel| {
+                    let taps = (0..rows).flat_map(move |row| (0..columns).map(move |c| (row, c)));
+                    taps.map(move |(row, column)| (pixel, row, column))
+                }) {
+                    let at = taps.first + row * taps.row_stride + column * taps.column_stride;
+                    for c in 0..channels {
+                        let (i, x) = (pixel * channels + c, x[at + (pixel * channels) + c]);
+                        if x > max[i] || x.is_nan() || (row, column) == (0, 0) {
+                            max[i] = x;
                         }
-                        for (c, x) in pixel.iter().enumerate() {
-                            if *x > max[c] || x.is_nan() {
-                                max[c] = *x;
-                            }
-                            sum[c] += x;
-                        }
+                        sum[i] += x;
                     }
                 }
                 // Any NaN counts as equal to any other.
@@ -205,7 +220,7 @@ mod tests {
                     x.iter().map(|x| if x.is_nan() { 1 } else { x.to_bits() }).collect::<Vec<_>>()
                 };
                 for pooling in Level::all(Features::detected()).map(Pooling) {
-                    let mut out = vec![9.0; channels];
+                    let mut out = vec![9.0; pixels * channels];
                     pooling.max(&x, &taps, &mut out);
                     assert_eq!(bits(&out), bits(&max), "max of {taps:?}, {channels} channels");
                     pooling.sum(&x, &taps, &mut out);

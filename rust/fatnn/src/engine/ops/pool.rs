@@ -199,10 +199,13 @@ impl ExecutableOp for PoolStep {
         let (channels, [h, w]) = (self.channels, self.map);
         let pooling = pooling()?;
         in_rows(out.floats(), channels, |first, out| {
-            for (i, out) in out.chunks_exact_mut(channels).enumerate() {
-                let (image, at) = ((first + i) / (rows * columns), (first + i) % (rows * columns));
-                let x = &x[image * h * w * channels..];
-                self.pixel(&pooling, x, 0, [at / columns, at % columns], out);
+            let (mut at, mut out) = (first, out);
+            while !out.is_empty() {
+                let (image, y, column) = (at / (rows * columns), at / columns % rows, at % columns);
+                let pixels = (columns - column).min(out.len() / channels);
+                let (now, rest) = out.split_at_mut(pixels * channels);
+                self.pixels(&pooling, &x[image * h * w * channels..], 0, [y, column], now);
+                (at, out) = (at + pixels, rest);
             }
             Ok(())
         })
