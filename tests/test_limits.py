@@ -268,12 +268,14 @@ def test_out_of_memory_raises_memory_error(saved: Path) -> None:
         net = fatnn_rs.load_numpy(sys.argv[1], max_bytes=None, max_macs=None)
         net(np.ones((1, 3, 12, 12), np.float32))
         x = np.ones((1, 3, 3000, 3000), np.float32)
+        weight = np.ones((4096, 4096, 3, 3), np.int8)
+        codes = np.zeros((1 << 22, 16), np.uint8)
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), -1))
+        resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), -1))
         for call in (
             lambda: net(x),
-            lambda: _core.prepack(np.ones((4096, 4096, 3, 3), np.int8), 1, "half"),
-            lambda: _core.unpack_codes(np.zeros((1 << 22, 16), np.uint8), 64),
+            lambda: _core.prepack(weight, 1, "half"),
+            lambda: _core.unpack_codes(codes, 64),
         ):
             try:
                 call()

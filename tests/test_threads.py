@@ -89,6 +89,38 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+@pytest.mark.parametrize("end", ["os._exit(code)", "raise SystemExit(code)"])
+def test_signal_handler_may_fork_during_a_run(end: str) -> None:
+    # The handler runs between two layers. The child of the fork has no helping threads.
+    code = f"""
+import os, signal, sys
+import numpy as np
+import fatnn_rs
+from fatnn_rs import zoo
+fatnn_rs.set_num_threads(3)
+net = zoo.load("cifar10-fast")
+x = np.random.default_rng(0).standard_normal((2000, 3, 32, 32), dtype=np.float32)
+expected = np.asarray(net(x)[:4])
+children = []
+def fork(number, frame):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        code = 0 if np.array_equal(net(x[:4]), expected) else 3
+        {end}
+    children.append(child)
+signal.signal(signal.SIGALRM, fork)
+signal.setitimer(signal.ITIMER_REAL, 0.02)
+assert np.array_equal(net(x)[:4], expected)
+while not children:
+    pass
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_cpu_info_names_kernels_threads_and_features() -> None:
     info = fatnn.cpu_info()
     assert "generic-popcount-scalar" in info["kernels"] or os.environ.get("FATNN_KERNEL")

@@ -122,35 +122,51 @@ fn helpers() -> Result<(usize, Option<Arc<Helpers>>)> {
     if let Some((owner, _, old)) = old
         && owner != process
     {
-        // The old threads did not survive the fork, so joining them would never return.
+        // The old threads did not survive the fork, and they may have held locks of the pool.
         std::mem::forget(old);
     }
     Ok((threads, Some(helpers)))
 }
 
 /// Calls `work`, whose loops share one [`Team`]: its threads stay awake from loop to loop.
-pub(crate) fn with_team<R>(work: impl FnOnce() -> R) -> Result<R> {
-    if KEEP_SERIAL.get() || TEAM.with_borrow(Option::is_some) {
-        return Ok(work());
-    }
-    let (threads, Some(helpers)) = helpers()? else { return Ok(work()) };
+pub(crate) fn with_team<R>(work: impl FnOnce() -> R) -> R {
     /// Sends the team away, even if the work panics.
-    struct Dismiss;
-    impl Drop for Dismiss {
+    struct End;
+    impl Drop for End {
         fn drop(&mut self) {
+            KEEP_TEAM.set(false);
             TEAM.take();
         }
     }
-    TEAM.set(Some(Team::new(threads, helpers)));
-    let _dismiss = Dismiss;
-    Ok(work())
+    let _end = (!KEEP_TEAM.replace(true)).then_some(End);
+    work()
+}
+
+/// The team of this thread's run, or a new one; `None` if there is only one thread.
+fn take_team() -> Result<Option<Team>> {
+    // After a fork, in a signal handler that was called during a run, the team has no helpers.
+    if let Some(team) = TEAM.take().filter(Team::is_of_this_process) {
+        return Ok(Some(team));
+    }
+    let (threads, helpers) = helpers()?;
+    Ok(helpers.map(|helpers| Team::new(threads, helpers)))
+}
+
+/// Keeps the team for the next loop, if this thread is inside [`with_team`].
+fn put_team(team: Team) {
+    if KEEP_TEAM.get() {
+        TEAM.set(Some(team));
+    }
 }
 
 thread_local! {
     /// Whether this thread must not split its work, because every thread has a task of its own.
     static KEEP_SERIAL: Cell<bool> = const { Cell::new(false) };
 
-    /// The team of the run that this thread called, outside of its loops.
+    /// Whether this thread is inside [`with_team`].
+    static KEEP_TEAM: Cell<bool> = const { Cell::new(false) };
+
+    /// The team of this thread's run, outside of its loops. The first loop makes it.
     static TEAM: RefCell<Option<Team>> = const { RefCell::new(None) };
 }
 

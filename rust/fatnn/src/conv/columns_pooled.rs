@@ -10,7 +10,7 @@ use crate::{memory, parallel};
 
 /// Floats of a band beyond its first pooled line: a quarter of the second-level cache.
 const BAND_FLOATS: usize = 64 << 10;
-/// Maximum number of pooled lines in a thread's chunk.
+/// Pooled lines in a thread's chunk, at least, if every thread then gets a chunk.
 const POOLED_LINES: usize = 4;
 
 thread_local! {

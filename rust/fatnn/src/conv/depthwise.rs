@@ -252,7 +252,7 @@ impl Geometry {
         }
         let stride = self.shape.stride[0];
         let reach = self.span - (self.lines - 1) * stride;
-        let seldom = (8 * reach.saturating_sub(stride)).div_ceil(stride);
+        let seldom = reach.saturating_sub(stride).saturating_mul(8).div_ceil(stride);
         let lines = parallel::chunk_of_at_least(seldom, self.shape.batch * self.output[0])?;
         Ok(lines.next_multiple_of(self.lines))
     }

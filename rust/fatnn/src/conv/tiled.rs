@@ -8,8 +8,8 @@
 //! while the accumulators are in cache. Two-bit weights have two panels, whose accumulators are
 //! added before the epilogue.
 //!
-//! If one block holds all rows, the panels are split instead. Few rows per thread would mean
-//! that every thread reads all weights, and a single row would only keep one thread busy.
+//! If one block holds all rows, threads may share the panels instead ([`by_panels`]): every thread
+//! would read all weights for a few rows, and a single row would only keep one thread busy.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,8 +43,8 @@ thread_local! {
     static ALL_PANELS: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Accumulators that a thread keeps from layer to layer: 4 MiB.
-const MAX_KEPT_PANELS: usize = 1 << 20;
+/// Accumulators that a thread keeps from layer to layer: 1 MiB.
+const MAX_KEPT_PANELS: usize = 1 << 18;
 
 /// Byte offsets of windows. A row of a product is the window of one output pixel.
 pub(crate) struct Windows {
@@ -300,8 +300,8 @@ pub(crate) fn run<S: Sink>(
     let m = chunk.out.len().checked_div(sink.row_len()).unwrap_or(0);
     let cost = m.saturating_mul(weights.macs_per_row());
     let threads = parallel::threads_for(cost)?;
-    if threads > 1 && by_panels(tiled, weights, sink.row_len(), m, threads) {
-        return run_by_panels(tiled, weights, rows, sink, chunk);
+    if threads > 1 && m <= BLOCK && by_panels(weights, m.div_ceil(mr), m, threads) {
+        return run_by_panels(tiled, weights, rows, sink, chunk, threads);
     }
     let (wide, epilogue) = wide_epilogue(tiled, weights);
     let pitch = wide * layout.nr;
@@ -333,22 +333,15 @@ pub(crate) fn run<S: Sink>(
     })
 }
 
-/// Whether threads share the weights of a product with `m` rows and `n` columns, and not its rows.
-fn by_panels(
-    tiled: &dyn TiledKernel,
-    weights: &PackedWeights<'_>,
-    n: usize,
-    m: usize,
-    threads: usize,
-) -> bool {
-    let parts = weights.panels_per_group().div_ceil(wide_epilogue(tiled, weights).0);
-    if m > BLOCK || weights.groups() * parts < threads {
-        return false;
+/// Whether threads share the panels of a product with `m` rows in `tiles` tiles, and not its rows.
+fn by_panels(weights: &PackedWeights<'_>, tiles: usize, m: usize, threads: usize) -> bool {
+    let panels = weights.groups() * weights.panels_per_group();
+    if panels.min(threads) != tiles.min(threads) {
+        return panels > tiles;
     }
-    // Otherwise each thread reads all weights, at two bits per product. Here, sums of 32 bits are
-    // written by one thread and read by another.
-    let (weight_bits, sum_bits) = (2 * weights.macs_per_row(), 2 * 32 * m * n);
-    m.div_ceil(tiled.mr()) < threads || weight_bits > sum_bits
+    // By rows, each thread reads all weights. By panels, one thread writes sums that another reads.
+    let sums = weights.groups() * weights.group_out_channels() * m;
+    weights.total_bytes() > sums * size_of::<i32>()
 }
 
 /// [`run`] for at most one block of rows: threads accumulate different panels, so that each reads
@@ -359,13 +352,17 @@ fn run_by_panels<S: Sink>(
     rows: &Rows<'_>,
     sink: &S,
     chunk: OutputChunk<'_, S::Elem>,
+    threads: usize,
 ) -> Result<()> {
     let (mr, max_offset) = (tiled.mr(), rows.max_offset());
     let m = chunk.out.len() / sink.row_len();
     let mut bases = [0; BLOCK + MAX_MR];
     let bases: &[usize] = rows.bases(&mut bases, mr, [0, m]);
-    let (wide, epilogue) = wide_epilogue(tiled, weights);
     let (panels, nr) = (weights.panels_per_group(), tiled.layout().nr);
+    let (wide, epilogue) = match wide_epilogue(tiled, weights) {
+        (wide, _) if weights.groups() * panels.div_ceil(wide) < threads => (1, tiled.epilogue()),
+        wide => wide,
+    };
     let (parts, pitch) = (panels.div_ceil(wide), wide * nr);
     let len = bases.len() * pitch;
     let size = weights.groups() * parts * len;
@@ -388,7 +385,7 @@ fn run_by_panels<S: Sink>(
     })?;
     let all = &*all;
     // A value of the epilogue costs about as much as 32 products.
-    let cost = m.saturating_mul(sink.row_len()).saturating_mul(32);
+    let cost = all.len().saturating_mul(32);
     for_each_chunk(epilogue, &[sink], chunk, mr, cost, |first, count, write| {
         for (i, acc) in all.chunks_exact(len).enumerate() {
             let acc = (&acc[first * pitch..], pitch);

@@ -14,8 +14,7 @@ use crate::parallel::{self, Cancellation};
 use crate::scalar::Int8Quantizer;
 use crate::transpose::transpose;
 
-/// Runs with fewer input elements stay on the calling thread; their layers are mostly too small to
-/// split.
+/// Smaller images are not passed to threads one by one: their layers take less time than that.
 const MIN_PARALLEL_ELEMENTS: usize = 32 << 10;
 /// Workspaces that are kept for later runs; more if there are more threads.
 const MAX_CACHED_WORKSPACES: usize = 8;
@@ -101,7 +100,7 @@ impl Network {
     }
 
     /// As [`Network::run`], but stops if `go_on` returns false. It is called on the calling thread
-    /// about every 50 ms; the run stops after the current node.
+    /// at most every 50 ms, between nodes; the run stops after the current node.
     ///
     /// # Errors
     /// As [`Network::run`]; [`Error::Interrupted`] if it was stopped.
@@ -153,7 +152,7 @@ impl Network {
         for shape in &mut shapes {
             shape[0] = 1;
         }
-        let results = parallel::map_one_per_thread(images, |image| {
+        let results = parallel::map_one_per_thread(cancel, images, |image| {
             let mut one = inputs.to_vec(); // small: an input each
             for (input, shape) in one.iter_mut().zip(&shapes) {
                 let len = input.len() / images;
@@ -194,11 +193,7 @@ impl Network {
         observe: &mut (dyn FnMut(Observed<'_>) + Send),
         cancel: &Cancellation<'_>,
     ) -> Result<Vec<Output>> {
-        let elements: usize = inputs.iter().map(Array::len).sum();
-        if elements < MIN_PARALLEL_ELEMENTS {
-            return self.run_on_current_thread(inputs, observe, cancel);
-        }
-        parallel::with_team(|| self.run_on_current_thread(inputs, observe, cancel))?
+        parallel::with_team(|| self.run_on_current_thread(inputs, observe, cancel))
     }
 
     /// Runs on this thread. Operations may still share their work with helping threads.

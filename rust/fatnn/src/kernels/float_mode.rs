@@ -127,13 +127,13 @@ mod tests {
                 .for_each(|y| *y = std::hint::black_box(small) * std::hint::black_box(factor));
         })
         .unwrap();
-        let apart = parallel::map_one_per_thread(8, |_| {
+        let apart = parallel::map_one_per_thread(&parallel::Cancellation::none(), 8, |_| {
             Ok(std::hint::black_box(small) * std::hint::black_box(factor))
         });
         let in_team =
             parallel::with_team(|| std::hint::black_box(small) * std::hint::black_box(factor));
         out.extend(apart.unwrap());
-        out.push(in_team.unwrap());
+        out.push(in_team);
         out.into_iter().map(f32::to_bits).collect()
     }
 

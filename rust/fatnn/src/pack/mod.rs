@@ -347,7 +347,8 @@ impl<'a> PackedWeights<'a> {
         Ok(CodesLayout::new(self.shape.channels, self.shape.groups)?.with(coding))
     }
 
-    fn total_bytes(&self) -> usize {
+    /// Bytes of all panels and the header.
+    pub(crate) fn total_bytes(&self) -> usize {
         self.panels.group_bytes.saturating_mul(self.panels.groups).saturating_add(HEADER)
     }
 

@@ -1,58 +1,87 @@
 //! The helping threads of the process, and on which CPUs they run.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A pool of threads that help the threads that call us.
 pub(super) struct Helpers {
     pool: rayon::ThreadPool,
-    /// Teams that have helpers now.
+    threads: usize,
+    /// Teams that have asked for helpers and not ended yet.
     teams: AtomicUsize,
+    /// Requests that no thread has answered yet, also of teams that have ended.
+    requests: Arc<AtomicUsize>,
     #[cfg(target_os = "linux")]
-    placement: std::sync::Arc<placement::Placement>,
+    placement: Arc<placement::Placement>,
 }
 
 impl Helpers {
-    /// Starts `count` threads.
+    /// Starts `threads` threads.
     ///
     /// # Errors
     /// The reason why the system did not start them.
-    pub fn new(count: usize) -> Result<Self, String> {
+    pub fn new(threads: usize) -> Result<Self, String> {
         let builder = rayon::ThreadPoolBuilder::new()
-            .num_threads(count)
+            .num_threads(threads)
             .thread_name(|i| format!("fatnn-{i}"));
         #[cfg(target_os = "linux")]
-        let placement = std::sync::Arc::<placement::Placement>::default();
+        let placement = Arc::<placement::Placement>::default();
         #[cfg(target_os = "linux")]
         let builder = {
             let placement = placement.clone();
             builder.start_handler(move |_| placement.register())
         };
-        let pool = builder.build().map_err(|e| e.to_string())?;
         Ok(Helpers {
-            pool,
+            pool: builder.build().map_err(|e| e.to_string())?,
+            threads,
             teams: AtomicUsize::new(0),
+            requests: Arc::default(),
             #[cfg(target_os = "linux")]
             placement,
         })
     }
 
-    /// Calls `help` on `count` of the threads, as soon as they are free.
-    pub fn join_team(&self, count: usize, help: impl Fn() + Clone + Send + 'static) {
-        let _others = self.teams.fetch_add(1, Ordering::Relaxed);
-        #[cfg(target_os = "linux")]
-        if _others == 0 {
-            self.placement.keep_off_this_cpu();
+    /// Calls `help` on `count` threads, as soon as they are free. `first` is whether it is the
+    /// team's first request.
+    ///
+    /// Asks for fewer if many requests wait already: while one run holds all threads, others may
+    /// come and go in any number.
+    pub fn join(&self, first: bool, count: usize, help: impl Fn() + Clone + Send + 'static) {
+        if first {
+            let others = self.teams.fetch_add(1, Ordering::Relaxed);
+            #[cfg(target_os = "linux")]
+            if others == 0 {
+                self.placement.keep_off_this_cpu();
+            }
+            let _ = others;
         }
-        for _ in 0..count {
-            let help = help.clone();
-            self.pool.spawn(help);
+        let waiting = self.requests.load(Ordering::Relaxed);
+        let count = count.min((4 * self.threads).saturating_sub(waiting));
+        if count > 0 {
+            self.requests.fetch_add(count, Ordering::Relaxed);
+            let requests = self.requests.clone();
+            self.pool.spawn(move || spread(count, &requests, help));
         }
     }
 
-    /// Says that a team that called [`Helpers::join_team`] has ended.
-    pub fn leave_team(&self) {
+    /// Says that a team that called [`Helpers::join`] has ended.
+    pub fn leave(&self) {
         self.teams.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Calls `help` on this thread of the pool and on `count - 1` others. Each thread wakes at most two
+/// others, so that nobody has to wake them all.
+fn spread(count: usize, requests: &Arc<AtomicUsize>, help: impl Fn() + Clone + Send + 'static) {
+    requests.fetch_sub(1, Ordering::Relaxed);
+    let others = count - 1;
+    for part in [others / 2, others - others / 2] {
+        if part > 0 {
+            let (requests, help) = (requests.clone(), help.clone());
+            rayon::spawn(move || spread(part, &requests, help));
+        }
+    }
+    help();
 }
 
 #[cfg(target_os = "linux")]
@@ -72,9 +101,12 @@ mod placement {
     #[derive(Default)]
     struct State {
         helpers: Vec<Pid>,
-        /// The CPU that this number of helpers was last told to keep off.
-        off: Option<(usize, usize)>,
+        /// What this number of helpers was last told: the caller's CPUs, and that to keep off.
+        told: Option<(usize, CpuSet, usize)>,
     }
+
+    /// With more helpers, telling them costs more than it saves.
+    const MAX_HELPERS: usize = 7;
 
     impl Placement {
         /// Called by every helper as it starts.
@@ -83,23 +115,28 @@ mod placement {
         }
 
         /// Lets the helpers run on all CPUs that the calling thread may use, except the one that
-        /// it is on. Does nothing if there is no other. A refusal by the system is ignored.
+        /// it is on. Does nothing if there are fewer other CPUs than helpers, and ignores a
+        /// refusal by the system.
         pub fn keep_off_this_cpu(&self) {
-            let cpu = sched_getcpu();
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let off = Some((cpu, state.helpers.len()));
-            if state.off == off || cpu >= CpuSet::MAX_CPU {
+            let (count, cpu) = (state.helpers.len(), sched_getcpu());
+            if count > MAX_HELPERS || cpu >= CpuSet::MAX_CPU {
                 return;
             }
-            let Ok(mut cpus) = sched_getaffinity(None) else { return };
+            let Ok(mine) = sched_getaffinity(None) else { return };
+            let told = Some((count, mine, cpu));
+            if state.told == told {
+                return;
+            }
+            let mut cpus = mine;
             cpus.unset(cpu);
-            if cpus.count() == 0 {
+            if (cpus.count() as usize) < count.max(1) {
                 return;
             }
             for &helper in &state.helpers {
                 let _ = sched_setaffinity(Some(helper), &cpus);
             }
-            state.off = off;
+            state.told = told;
         }
     }
 
@@ -123,15 +160,24 @@ mod placement {
                 });
                 let helper = is_ready.recv().unwrap();
                 let mine = sched_getaffinity(None).unwrap();
-                // Again if the scheduler moved this thread meanwhile.
-                for _ in 0..100 {
-                    let cpu = sched_getcpu();
-                    placement.keep_off_this_cpu();
-                    let cpus = sched_getaffinity(Some(helper)).unwrap();
-                    if cpu == sched_getcpu() {
-                        assert_eq!(cpus.is_set(cpu), mine.count() == 1);
-                        assert_eq!(cpus.count().max(2), mine.count().max(3) - 1);
-                        break;
+                // The second time, this thread may use all of its CPUs again.
+                for limit in [2, CpuSet::MAX_CPU] {
+                    let mut some = CpuSet::new();
+                    (0..CpuSet::MAX_CPU)
+                        .filter(|&i| mine.is_set(i))
+                        .take(limit)
+                        .for_each(|i| some.set(i));
+                    sched_setaffinity(None, &some).unwrap();
+                    // Again if the scheduler moved this thread meanwhile.
+                    for _ in 0..100 {
+                        let cpu = sched_getcpu();
+                        placement.keep_off_this_cpu();
+                        let cpus = sched_getaffinity(Some(helper)).unwrap();
+                        if cpu == sched_getcpu() && some.count() > 1 {
+                            assert!(!cpus.is_set(cpu));
+                            assert_eq!(cpus.count(), some.count() - 1);
+                            break;
+                        }
                     }
                 }
                 drop(finish);

@@ -3,57 +3,62 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::{KEEP_SERIAL, RestoreFlag, TEAM, num_threads, with_team};
-use crate::error::Result;
+use super::team::Forked;
+use super::{Cancellation, KEEP_SERIAL, RestoreFlag, num_threads, put_team, take_team};
+use crate::error::{Error, Result};
 use crate::kernels::FloatMode;
 use crate::memory;
 
 /// Calls `work` for every item, on as many threads as there are. The first error ends it; others
-/// are dropped.
+/// are dropped. The calling thread checks `cancel` while it waits for others.
 fn share<I: Send>(
-    items: impl Iterator<Item = I> + Send,
+    cancel: &Cancellation<'_>,
+    items: impl ExactSizeIterator<Item = I> + Send,
     work: impl Fn(I) -> Result<()> + Sync,
 ) -> Result<()> {
     let mode = FloatMode::current();
-    let (items, error) = (Mutex::new(items), Mutex::new(None));
+    let (count, items, error) = (items.len(), Mutex::new(items), Mutex::new(None));
     let failed = AtomicBool::new(false);
-    let next = || match failed.load(Ordering::Relaxed) {
-        true => None,
-        false => items.lock().unwrap_or_else(PoisonError::into_inner).next(),
-    };
+    let take = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
     let part = || {
         let _restore = RestoreFlag(KEEP_SERIAL.replace(true));
-        while let Some(item) = next() {
+        while !failed.load(Ordering::Relaxed)
+            && let Some(item) = take()
+        {
             if let Err(e) = work(item) {
                 failed.store(true, Ordering::Relaxed);
                 error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
             }
         }
     };
-    let part = || mode.run(part);
-    with_team(|| match TEAM.take() {
+    let team = if KEEP_SERIAL.get() { None } else { take_team()? };
+    match team {
         Some(mut team) => {
-            team.run(&part);
-            TEAM.set(Some(team));
+            let done = team.run(count, &|| mode.run(part), &|| drop(cancel.check()));
+            put_team(team);
+            // The child of a fork has no helpers that could finish their parts.
+            done.map_err(|Forked| Error::Interrupted)?;
         }
         None => part(),
-    })?;
+    }
     error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// Calls `work` for every index below `count`, and returns the results in order. With at least as
 /// many indices as threads, each call stays on one thread.
 pub(crate) fn map_one_per_thread<R: Send>(
+    cancel: &Cancellation<'_>,
     count: usize,
     work: impl Fn(usize) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    if num_threads()? == 1 || count < num_threads()? {
+    let threads = num_threads()?;
+    if threads == 1 || count < threads {
         return (0..count).map(work).collect();
     }
     let mut results: Vec<Option<R>> = Vec::new();
     memory::reserve("results of the threads", &mut results, count)?;
     results.resize_with(count, || None);
-    share(results.iter_mut().enumerate(), |(i, result)| {
+    share(cancel, results.iter_mut().enumerate(), |(i, result)| {
         *result = Some(work(i)?);
         Ok(())
     })?;
@@ -100,9 +105,9 @@ fn balanced_chunk(rows: usize, granularity: usize, threads: usize, most: usize) 
         rows.div_ceil(threads.saturating_mul(each)).max(1).next_multiple_of(granularity.max(1))
     };
     let longest = |chunk: usize| {
-        let chunks = rows.div_ceil(chunk);
-        let full = (chunks - 1) / threads * chunk;
-        full + if chunks % threads == 1 { rows - (chunks - 1) * chunk } else { chunk }
+        let before_last = rows.div_ceil(chunk).saturating_sub(1);
+        let full = before_last / threads * chunk;
+        full + if before_last.is_multiple_of(threads) { rows - before_last * chunk } else { chunk }
     };
     let smaller_first = (1..=most.max(1)).rev().map(chunk);
     smaller_first.min_by_key(|&chunk| longest(chunk)).unwrap_or(rows)
@@ -156,11 +161,12 @@ pub(crate) fn try_for_each_pair<T: Send, U: Send>(
     }
     let chunk = balanced_chunk(rows, granularity, threads, CHUNKS_PER_THREAD);
     let chunks = out.chunks_mut(chunk * row_len).enumerate();
+    let cancel = Cancellation::none();
     if second_len == 0 {
-        return share(chunks, |(i, out)| work(i * chunk, out, &mut []));
+        return share(&cancel, chunks, |(i, out)| work(i * chunk, out, &mut []));
     }
     let second = second.chunks_mut(chunk * second_len);
-    share(chunks.zip(second), |((i, out), second)| work(i * chunk, out, second))
+    share(&cancel, chunks.zip(second), |((i, out), second)| work(i * chunk, out, second))
 }
 
 #[cfg(test)]
@@ -169,8 +175,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::error::Error;
-    use crate::parallel::{set_num_threads, testing};
+    use crate::parallel::{set_num_threads, testing, with_team};
 
     #[test]
     fn every_row_is_visited_once() {
@@ -204,6 +209,8 @@ mod tests {
             (3, 1, 5, 4, 1),
             (100, 64, 2, 4, 64),
             (7, 1, 1, 0, 7),
+            (0, 4, 2, 4, 4),
+            (49, 1, 16, 4, 1),
         ] {
             let found = balanced_chunk(rows, granularity, threads, most);
             assert_eq!(found, expected, "{rows} {granularity} {threads} {most}");
@@ -221,8 +228,7 @@ mod tests {
                 .unwrap();
                 thread::sleep(pause);
             }
-        })
-        .unwrap();
+        });
         out
     }
 
@@ -281,7 +287,7 @@ mod tests {
                 Ok(())
             });
             assert!(matches!(failing, Err(Error::Interrupted)));
-            let squares = map_one_per_thread(9, |i| match i {
+            let squares = map_one_per_thread(&Cancellation::none(), 9, |i| match i {
                 7 if threads == 4 => Err(Error::Interrupted),
                 i => Ok(i * i),
             });
@@ -300,14 +306,14 @@ mod tests {
         for on_caller in [true, false] {
             let panicked = std::panic::catch_unwind(|| {
                 let mut out = vec![0u8; 300];
-                // Until a helper has come, which the test waits for.
-                let helped = AtomicBool::new(on_caller);
+                // The other threads wait for the panic, so that they do not take all rows.
+                let happened = AtomicBool::new(false);
                 for_each_rows(&mut out, 1, 1, usize::MAX, |_, _| {
                     if (thread::current().id() == caller) == on_caller {
-                        helped.store(true, Ordering::Relaxed);
+                        happened.store(true, Ordering::Relaxed);
                         panic!("of this test");
                     }
-                    while !helped.load(Ordering::Relaxed) {
+                    while !happened.load(Ordering::Relaxed) {
                         thread::yield_now();
                     }
                 })

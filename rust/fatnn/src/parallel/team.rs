@@ -5,16 +5,18 @@
 //! calling thread works, too: if it slept meanwhile, the scheduler would often put two awake
 //! workers on one CPU, because the other one was still busy with the caller when it chose.
 //!
-//! A helper that comes late, because its CPU is busy, never delays a loop: the calling thread takes
-//! all of the work that is left and closes the loop.
+//! A loop waits only for helpers that have entered it. A helper that comes late, because its CPU is
+//! busy, finds the loop closed, and the other threads have done its share.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::process;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use super::helpers::Helpers;
 
@@ -24,6 +26,9 @@ const SPINS: usize = 200;
 /// Further checks that let other threads run: about 0.1 ms if none wants to.
 const YIELDS: usize = 300;
 
+/// Time between the caller's later checks.
+const NAP: Duration = Duration::from_micros(100);
+
 /// A loop's work, which every thread of the team calls once.
 type Work = dyn Fn() + Sync;
 
@@ -31,8 +36,12 @@ type Work = dyn Fn() + Sync;
 pub(super) struct Team {
     shared: Arc<Shared>,
     helpers: Arc<Helpers>,
-    /// The calling thread and the helpers.
+    /// The process that made the team. A child that a fork makes does not have the helpers.
+    process: u32,
+    /// The calling thread and the helpers that may join.
     threads: usize,
+    /// Helpers that were asked to join.
+    asked: usize,
 }
 
 struct Shared {
@@ -51,15 +60,19 @@ struct Shared {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `work` is written by the calling thread only while no loop is open and no helper is
-// inside, and helpers read it only between entering an open loop and leaving it (`enter`). The
-// pointer's target is `Sync`, so every thread may call it.
+// SAFETY: the calling thread writes `work` only while no loop is open. A helper reads it only in
+// `enter`, between counting itself `inside` and uncounting, and only if the epoch is still that of
+// the loop that it enters; `CloseLoop` waits for such helpers. The pointer's target is `Sync`, so
+// every thread may call it.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is only used while its target is borrowed by `Team::run`.
 unsafe impl Send for Shared {}
 
+/// The process forked while a loop was open, so the helpers' part of it is lost.
+pub(super) struct Forked;
+
 impl Team {
-    /// A team of `threads`, at least 2, whose helpers are asked at its first loop.
+    /// A team of `threads`, at least 2.
     pub fn new(threads: usize, helpers: Arc<Helpers>) -> Self {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
@@ -71,46 +84,63 @@ impl Team {
             wake: Condvar::new(),
             panic: Mutex::new(None),
         });
-        Team { shared, helpers, threads }
+        Team { shared, helpers, process: process::id(), threads, asked: 0 }
     }
 
-    /// Calls `work` on this thread and, at the same time, on every helper that is free. Returns
-    /// when all of these calls have returned. Must not be called by `work` itself.
-    pub fn run(&mut self, work: &(dyn Fn() + Sync)) {
+    /// Whether no fork has separated this process from the helpers.
+    pub fn is_of_this_process(&self) -> bool {
+        self.process == process::id()
+    }
+
+    /// Calls `work` on this thread and, at the same time, on helpers that are free, on at most
+    /// `threads` threads in all. Returns when all of these calls have returned. If it has to wait
+    /// long for helpers, it calls `poll` at times. Must not be called by `work` itself.
+    pub fn run(
+        &mut self,
+        threads: usize,
+        work: &(dyn Fn() + Sync),
+        poll: &dyn Fn(),
+    ) -> Result<(), Forked> {
         let shared = &*self.shared;
         let epoch = shared.epoch.load(Ordering::Relaxed);
         debug_assert_eq!(epoch % 2, 0);
+        let work_pointer: *const (dyn Fn() + Sync + '_) = work;
         // SAFETY: only the lifetime changes. Helpers use the pointer only inside an open loop, and
         // this function does not return, nor unwind, before `CloseLoop` has closed the loop and
         // all helpers have left it.
-        let work_pointer =
-            unsafe { std::mem::transmute::<*const (dyn Fn() + Sync + '_), *const Work>(work) };
-        // SAFETY: no loop is open, and `CloseLoop` of the last one waited until no helper was
-        // inside, so nobody reads this now.
+        let work_pointer = unsafe {
+            std::mem::transmute::<*const (dyn Fn() + Sync + '_), *const Work>(work_pointer)
+        };
+        // SAFETY: no loop is open. A helper that is still on its way into an earlier loop finds
+        // another epoch and does not read this.
         unsafe { *shared.work.get() = Some(work_pointer) };
         shared.epoch.store(epoch.wrapping_add(1), Ordering::SeqCst);
-        let close = CloseLoop(shared);
-        if epoch == 0 {
-            let shared = self.shared.clone();
-            self.helpers.join_team(self.threads - 1, move || shared.help());
-        } else if shared.sleepers.load(Ordering::SeqCst) > 0 {
+        let mut close = CloseLoop { shared, process: self.process, open: true };
+        if shared.sleepers.load(Ordering::SeqCst) > 0 {
             shared.wake_all();
         }
+        let wanted = threads.min(self.threads) - 1;
+        if self.asked < wanted {
+            let shared = self.shared.clone();
+            self.helpers.join(self.asked == 0, wanted - self.asked, move || shared.help());
+            self.asked = wanted;
+        }
         work();
-        drop(close);
+        close.finish(poll)?;
         let panicked = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(panic) = panicked {
-            resume_unwind(panic);
+        match panicked {
+            Some(panic) => resume_unwind(panic),
+            None => Ok(()),
         }
     }
 }
 
 impl Drop for Team {
     fn drop(&mut self) {
-        if self.shared.epoch.load(Ordering::Relaxed) == 0 {
+        if self.asked == 0 || !self.is_of_this_process() {
             return;
         }
-        self.helpers.leave_team();
+        self.helpers.leave();
         self.shared.finished.store(true, Ordering::SeqCst);
         if self.shared.sleepers.load(Ordering::SeqCst) > 0 {
             self.shared.wake_all();
@@ -118,21 +148,44 @@ impl Drop for Team {
     }
 }
 
-/// Closes the loop and waits until every helper has left it, even if the work panics.
-struct CloseLoop<'a>(&'a Shared);
+/// Closes the loop and waits until every helper has left it, also if the work panics.
+struct CloseLoop<'a> {
+    shared: &'a Shared,
+    process: u32,
+    open: bool,
+}
+
+impl CloseLoop<'_> {
+    fn finish(&mut self, poll: &dyn Fn()) -> Result<(), Forked> {
+        let shared = self.shared;
+        if self.open {
+            // A helper counts itself in and then reads the epoch; here the order is the opposite.
+            // In the single order of these four operations, either this thread sees the helper, or
+            // the helper sees that the loop is closed.
+            let open = shared.epoch.load(Ordering::Relaxed);
+            shared.epoch.store(open.wrapping_add(1), Ordering::SeqCst);
+            self.open = false;
+        }
+        let mut checks = 0;
+        while shared.inside.load(Ordering::SeqCst) != 0 {
+            if checks < SPINS + YIELDS {
+                pause(&mut checks);
+                continue;
+            }
+            if self.process != process::id() {
+                return Err(Forked);
+            }
+            poll();
+            thread::sleep(NAP);
+        }
+        Ok(())
+    }
+}
 
 impl Drop for CloseLoop<'_> {
     fn drop(&mut self) {
-        let shared = self.0;
-        // A helper counts itself in and then reads the epoch; here the order is the opposite. In
-        // the single order of these four operations, either this thread sees the helper, or the
-        // helper sees that the loop is closed.
-        let open = shared.epoch.load(Ordering::Relaxed);
-        shared.epoch.store(open.wrapping_add(1), Ordering::SeqCst);
-        let mut checks = 0;
-        while shared.inside.load(Ordering::SeqCst) != 0 {
-            pause(&mut checks);
-        }
+        // After a fork, no helper is left that could use the work.
+        let _ = self.finish(&|| ());
     }
 }
 
