@@ -68,25 +68,53 @@ pub(super) struct Workspace {
 }
 
 /// Memory for a value of any element type, aligned to a cache line.
+///
+/// A CPU takes a load for one of an earlier store if their addresses agree in the lowest twelve
+/// bits. Loops that read one buffer and write another at the same pace would then wait in every
+/// row, so each large buffer of a network begins at its own place in such a page. Without that, the
+/// layers of 16 channels with a residual took 15.6 µs in some processes and 9.5 in others (Zen 5).
 #[derive(Debug, Default)]
-pub(super) struct Buffer(Vec<CacheLine>);
+pub(super) struct Buffer {
+    lines: Vec<CacheLine>,
+    /// The line that the value begins at.
+    start: usize,
+}
 
 impl Buffer {
+    /// Buffer `number` of a network.
+    fn new(number: usize, bytes: usize) -> Result<Self> {
+        /// Lines in a page of 4 KiB.
+        const PAGE: usize = 64;
+        /// From one buffer's place to the next: eight places, neighbours far from each other.
+        const STEP: usize = 40;
+        if bytes < 4 * PAGE * size_of::<CacheLine>() {
+            return Ok(Buffer { lines: zeros(bytes)?, start: 0 });
+        }
+        let lines = zeros(bytes.saturating_add(PAGE * size_of::<CacheLine>()))?;
+        let place = lines.as_ptr().addr() / size_of::<CacheLine>() % PAGE;
+        let start = (number % PAGE * STEP + PAGE - place) % PAGE;
+        Ok(Buffer { lines, start })
+    }
+
+    fn lines(&self) -> &[CacheLine] {
+        &self.lines[self.start..]
+    }
+
     pub fn read(&self, value: &Value) -> Slice<'_> {
-        let len = value.buffer_len();
+        let (len, lines) = (value.buffer_len(), self.lines());
         match (value.codes, value.element) {
-            (Some(_), _) => Slice::Codes(&CacheLine::bytes(&self.0)[..len]),
-            (None, Element::Float) => Slice::Float(&CacheLine::floats(&self.0)[..len]),
-            (None, Element::Integer) => Slice::Integer(&CacheLine::integers(&self.0)[..len]),
-            (None, Element::Mask) => Slice::Mask(&CacheLine::bytes(&self.0)[..len]),
+            (Some(_), _) => Slice::Codes(&CacheLine::bytes(lines)[..len]),
+            (None, Element::Float) => Slice::Float(&CacheLine::floats(lines)[..len]),
+            (None, Element::Integer) => Slice::Integer(&CacheLine::integers(lines)[..len]),
+            (None, Element::Mask) => Slice::Mask(&CacheLine::bytes(lines)[..len]),
             (None, Element::Int8(quantizer)) => {
-                Slice::Int8(&CacheLine::bytes(&self.0)[..len], quantizer)
+                Slice::Int8(&CacheLine::bytes(lines)[..len], quantizer)
             }
         }
     }
 
     pub fn write(&mut self, value: &Value) -> SliceMut<'_> {
-        let (len, lines) = (value.buffer_len(), &mut self.0);
+        let (len, lines) = (value.buffer_len(), &mut self.lines[self.start..]);
         match (value.codes, value.element) {
             (Some(_), _) => SliceMut::Codes(&mut CacheLine::bytes_mut(lines)[..len]),
             (None, Element::Float) => SliceMut::Float(&mut CacheLine::floats_mut(lines)[..len]),
@@ -102,7 +130,7 @@ impl Buffer {
 impl Workspace {
     pub fn bytes(&self) -> usize {
         let buffers =
-            self.buffers.iter().map(|buffer| buffer.0.capacity() * size_of::<CacheLine>());
+            self.buffers.iter().map(|buffer| buffer.lines.capacity() * size_of::<CacheLine>());
         buffers.sum::<usize>() + self.scratch.capacity() * size_of::<CacheLine>()
     }
 }
@@ -130,8 +158,8 @@ impl Network {
             steps.push(step);
         }
         let mut allocated = memory::reserved("values of the network", buffers.len())?;
-        for bytes in buffers {
-            allocated.push(Buffer(zeros(bytes)?));
+        for (number, bytes) in buffers.into_iter().enumerate() {
+            allocated.push(Buffer::new(number, bytes)?);
         }
         // Constants read nothing, so they are written once here and not in every run.
         for (node, step) in self.nodes.iter().zip(&steps).filter(|(node, _)| node.inputs.is_empty())

@@ -3,7 +3,7 @@
 use super::{HALF, LINE_FLOATS, Part, TileAcc, full_width};
 use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::epilogue::{Dequantize, Quantizer, Residual};
-use crate::kernels::isa::{FLOATS, INT8, NO_RESIDUAL, Simd};
+use crate::kernels::isa::{FLOATS, INT8, NO_RESIDUAL, Simd, first_elements};
 use crate::kernels::prefetch;
 
 /// See [`TileEpilogue::to_float`].
@@ -40,21 +40,28 @@ fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
     out: &mut [f32],
     codes: &mut [u8],
 ) -> bool {
-    // Compile each kind of residual separately: deciding per vector took as long as all other work
-    // here.
+    // Compile each kind of residual, and full and incomplete rows, separately: deciding per vector
+    // took as long as all other work here.
     macro_rules! rows {
         ($kind:ident) => {
             match to.codes.map(|codes| codes.layout.coding()) {
-                None => {
-                    float_rows::<S, NR, WIDTH, $kind, 0>(simd, tile, part, to, residual, out, codes)
-                }
-                Some(Coding::Ternary) => {
-                    float_rows::<S, NR, WIDTH, $kind, 2>(simd, tile, part, to, residual, out, codes)
-                }
-                Some(Coding::Uint2) => {
-                    float_rows::<S, NR, WIDTH, $kind, 3>(simd, tile, part, to, residual, out, codes)
-                }
+                None => rows!($kind, 0),
+                Some(Coding::Ternary) => rows!($kind, 2),
+                Some(Coding::Uint2) => rows!($kind, 3),
             }
+        };
+        ($kind:ident, $thresholds:literal) => {
+            // Not one call of a chosen function: that would not be inlined, and would be compiled
+            // without the instruction set.
+            match part.channels == WIDTH {
+                true => rows!($kind, $thresholds, true),
+                false => rows!($kind, $thresholds, false),
+            }
+        };
+        ($kind:ident, $thresholds:literal, $full:literal) => {
+            float_rows::<S, NR, WIDTH, $full, $kind, $thresholds>(
+                simd, tile, part, to, residual, out, codes,
+            )
         };
     }
     match residual {
@@ -91,55 +98,41 @@ fn prefetch_residual<const RESIDUAL: u8, const WIDTH: usize>(residual: Residual<
     }
 }
 
-/// The values of a residual's row from element `start` on, zeros if there is no array. `values`
-/// holds them if they are no array of floats as wide as the part.
+/// The values of a residual's row from element `start` on, zeros if there is no array. If the row
+/// is `FULL`, it has `WIDTH` channels.
 #[inline(always)]
-fn residual_row<'a, const RESIDUAL: u8, const WIDTH: usize>(
-    residual: Residual<'a>,
+fn residual_row<S: Simd, const WIDTH: usize, const FULL: bool, const RESIDUAL: u8>(
+    simd: S,
+    residual: Residual<'_>,
     start: usize,
     channels: usize,
-    values: &'a mut [f32; WIDTH],
-) -> &'a [f32; WIDTH] {
+) -> [f32; WIDTH] {
     match residual {
-        Residual::Of(x) if RESIDUAL == FLOATS => match x[start..].first_chunk() {
-            Some(x) if channels == WIDTH => return x,
-            _ => *values = columns(&x[start..], channels, 0.0),
-        },
-        Residual::Int8(x, quantizer) if RESIDUAL == INT8 => match x[start..].first_chunk() {
-            Some(x) if channels == WIDTH => quantizer.dequantize(x, values),
-            _ => quantizer.dequantize(&columns(&x[start..], channels, 0), values),
-        },
-        _ => *values = [0.0; WIDTH],
+        Residual::Of(x) if RESIDUAL == FLOATS => {
+            row_of::<S, WIDTH, FULL>(simd, &x[start..], channels)
+        }
+        Residual::Int8(x, quantizer) if RESIDUAL == INT8 => {
+            let mut values = [0.0; WIDTH];
+            match x[start..].first_chunk() {
+                Some(x) if FULL => quantizer.dequantize(x, &mut values),
+                _ => quantizer.dequantize(&first_elements(&x[start..], channels), &mut values),
+            }
+            values
+        }
+        _ => [0.0; WIDTH],
     }
-    values
 }
 
-/// The first `channels` elements of a row, padded with `fill`. Unless `x` is too short, it is read
-/// up to the full width, which costs no call of `memcpy`.
+/// The first `channels` floats of a row, all `WIDTH` if it is `FULL`, and zeros.
 #[inline(always)]
-fn columns<T: Copy, const WIDTH: usize>(x: &[T], channels: usize, fill: T) -> [T; WIDTH] {
-    let mut row = [fill; WIDTH];
-    match x.first_chunk::<WIDTH>() {
-        Some(all) => {
-            for j in 0..WIDTH {
-                row[j] = if j < channels { all[j] } else { fill };
-            }
-        }
-        None => row[..channels].copy_from_slice(&x[..channels]),
-    }
-    row
-}
-
-/// Stores the first `channels` elements of a row, in the same way as [`columns`] reads them.
-#[inline(always)]
-fn store_columns<const WIDTH: usize>(to: &mut [f32], row: &[f32; WIDTH], channels: usize) {
-    match to.first_chunk_mut::<WIDTH>() {
-        Some(all) => {
-            for j in 0..WIDTH {
-                all[j] = if j < channels { row[j] } else { all[j] };
-            }
-        }
-        None => to[..channels].copy_from_slice(&row[..channels]),
+fn row_of<S: Simd, const WIDTH: usize, const FULL: bool>(
+    simd: S,
+    x: &[f32],
+    channels: usize,
+) -> [f32; WIDTH] {
+    match FULL {
+        true => *x.first_chunk().expect("WIDTH elements"),
+        false => simd.load(x, channels),
     }
 }
 
@@ -150,6 +143,7 @@ fn float_rows<
     S: Simd,
     const NR: usize,
     const WIDTH: usize,
+    const FULL: bool,
     const RESIDUAL: u8,
     const THRESHOLDS: usize,
 >(
@@ -183,31 +177,26 @@ fn float_rows<
             }
         }
         prefetch_residual::<RESIDUAL, WIDTH>(residual, ahead);
-        let mut values = [0.0; WIDTH];
-        let x = residual_row::<RESIDUAL, WIDTH>(residual, start, part.channels, &mut values);
-        let mut whole;
-        let y: &[f32; WIDTH] = match out.get_mut(start..).filter(|out| !out.is_empty()) {
-            Some(out) if part.channels == WIDTH => {
-                let y = out.first_chunk_mut().expect("WIDTH elements");
-                float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, y);
-                y
+        let x = residual_row::<S, WIDTH, FULL, RESIDUAL>(simd, residual, start, part.channels);
+        // Kept in registers for the codes: reading it back from the output would wait for the store.
+        let mut y = [0.0; WIDTH];
+        let row = out.get_mut(start..).filter(|row| !row.is_empty());
+        if RESIDUAL == IN_PLACE
+            && let Some(row) = &row
+        {
+            y = row_of::<S, WIDTH, FULL>(simd, row, part.channels);
+        }
+        float_row::<WIDTH, RESIDUAL>(acc, factors, &x, floor, &mut y);
+        if let Some(row) = row {
+            match FULL {
+                true => *row.first_chunk_mut().expect("WIDTH elements") = y,
+                false => simd.store(row, &y, part.channels),
             }
-            out => {
-                whole = match &out {
-                    Some(out) if RESIDUAL == IN_PLACE => columns(out, part.channels, 0.0),
-                    _ => [0.0; WIDTH],
-                };
-                float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
-                if let Some(out) = out {
-                    store_columns(out, &whole, part.channels);
-                }
-                &whole
-            }
-        };
+        }
         if let Some((quantizer, write)) = &codes_to {
             let planes = row_codes::<S, WIDTH, THRESHOLDS>(
                 simd,
-                y,
+                &y,
                 quantizer,
                 part.valid_mask(),
                 &mut nan_probe,

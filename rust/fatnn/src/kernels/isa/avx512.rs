@@ -34,6 +34,18 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load<const N: usize>(self, x: &[f32], count: usize) -> [f32; N] {
+        // SAFETY: as above.
+        unsafe { load(x, count) }
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(self, to: &mut [f32], y: &[f32; N], count: usize) {
+        // SAFETY: as above.
+        unsafe { store(to, y, count) }
+    }
+
+    #[inline(always)]
     fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
         self,
         rows: &Int8Rows<'_, NR>,
@@ -87,6 +99,42 @@ fn ge_mask_f32<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
         bits |= u64::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, threshold)) << (i * 16);
     }
     bits
+}
+
+/// The elements of vector `i` that are among the first `count`.
+fn mask_of(i: usize, count: usize) -> __mmask16 {
+    ((1u32 << count.saturating_sub(i * 16).min(16)) - 1) as __mmask16
+}
+
+/// [`Simd::load`]: masked loads.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load<const N: usize>(x: &[f32], count: usize) -> [f32; N] {
+    let (x, mut row) = (&x[..count], [0.0; N]);
+    for (i, row) in row.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // SAFETY: reads only elements of `x`, because those beyond `count` are masked; the row has
+        // sixteen elements.
+        unsafe {
+            let from = x.as_ptr().wrapping_add(i * 16);
+            _mm512_storeu_ps(row.as_mut_ptr(), _mm512_maskz_loadu_ps(mask_of(i, count), from));
+        }
+    }
+    row
+}
+
+/// [`Simd::store`]: masked stores.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store<const N: usize>(to: &mut [f32], y: &[f32; N], count: usize) {
+    let to = &mut to[..count];
+    for (i, y) in y.as_chunks::<16>().0.iter().enumerate() {
+        // SAFETY: `y` has sixteen elements; writes only elements of `to`, because those beyond
+        // `count` are masked.
+        unsafe {
+            let to = to.as_mut_ptr().wrapping_add(i * 16);
+            _mm512_mask_storeu_ps(to, mask_of(i, count), _mm512_loadu_ps(y.as_ptr()));
+        }
+    }
 }
 
 /// An [`Encoder`] for 64 values at a time.

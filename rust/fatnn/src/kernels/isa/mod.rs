@@ -40,6 +40,18 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// Bit `j` is set if `x[j] >= threshold`, and not set for NaN. `N` as in [`Simd::ge_mask`].
     fn ge_mask_f32<const N: usize>(self, x: &[f32; N], threshold: f32) -> u64;
 
+    /// The first `count` elements of `x`, at most `N`, and zeros.
+    #[inline(always)]
+    fn load<const N: usize>(self, x: &[f32], count: usize) -> [f32; N] {
+        first_elements(x, count)
+    }
+
+    /// Stores the first `count` elements of `y`.
+    #[inline(always)]
+    fn store<const N: usize>(self, to: &mut [f32], y: &[f32; N], count: usize) {
+        copy_in_eights(&mut to[..count], &y[..count]);
+    }
+
     /// Encodes the rows of a tile: see [`Int8Rows`]. `done` gets every row's number, and a mask per
     /// threshold of the codes that reach it. Returns a mask of the channels with NaN, which is only
     /// looked for with a residual of floats.
@@ -56,6 +68,22 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
 
     /// Runs a loop, compiled for this instruction set.
     fn run<L: VectorLoop>(self, work: L) -> L::Output;
+}
+
+/// The first `count` elements of `x`, at most `N`, and zeros.
+#[inline(always)]
+pub(crate) fn first_elements<T: Copy + Default, const N: usize>(x: &[T], count: usize) -> [T; N] {
+    let mut first = [T::default(); N];
+    copy_in_eights(&mut first[..count], &x[..count]);
+    first
+}
+
+/// Copies a few elements; a call of `memcpy` would take longer.
+#[inline(always)]
+fn copy_in_eights<T: Copy>(to: &mut [T], from: &[T]) {
+    let ((to, to_rest), (from, rest)) = (to.as_chunks_mut::<8>(), from.as_chunks::<8>());
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    to_rest.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
 }
 
 /// The sums of a tile, and what follows them: `encode(fma(acc, scale, bias) + residual)`.

@@ -253,20 +253,30 @@ impl Merged {
     }
 
     /// Merges the weights of a panel of the tiled kernel; `out` has as many bytes as they need.
+    #[target_feature(enable = "avx512f")]
     fn weights(&self, bits: u32, weights: &[u8], out: &mut [u8]) {
         let chunk = chunk_bytes(true);
-        // Each vector has eight words of signs, then eight masks of zeros.
         for (out, (chunks, count)) in out.chunks_exact_mut(chunk).zip(&self.chunks) {
-            for (at, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let is_mask = at % 16 >= 8;
-                let (mut merged, mut shift) = (0, 0);
-                for &i in &chunks[..*count] {
-                    let word = &weights[i * chunk + at * 8..][..8];
-                    let word = u64::from_le_bytes(word.try_into().expect("8 bytes"));
-                    merged |= (if is_mask { !word } else { word }) << shift;
-                    shift += bits;
+            // Vectors alternate: eight words of signs, then eight masks of zeros.
+            for (at, out) in out.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+                let inverted = _mm512_set1_epi64(-((at % 2) as i64));
+                let mut merged = _mm512_setzero_si512();
+                for (&i, shift) in chunks[..*count].iter().zip((0..).step_by(bits as usize)) {
+                    let words: &[u8; 64] =
+                        weights[i * chunk + at * 64..].first_chunk().expect("a vector");
+                    // SAFETY: an array of 64 bytes.
+                    let words = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
+                    let words = _mm512_xor_si512(words, inverted);
+                    let shifted = _mm512_sll_epi64(words, _mm_cvtsi32_si128(shift));
+                    merged = _mm512_or_si512(merged, shifted);
                 }
-                *out = if is_mask { !merged } else { merged }.to_le_bytes();
+                // SAFETY: an array of 64 bytes.
+                unsafe {
+                    _mm512_storeu_si512(
+                        out.as_mut_ptr().cast(),
+                        _mm512_xor_si512(merged, inverted),
+                    );
+                }
             }
         }
     }
