@@ -178,7 +178,8 @@ fn float_rows<
         }
         prefetch_residual::<RESIDUAL, WIDTH>(residual, ahead);
         let x = residual_row::<S, WIDTH, FULL, RESIDUAL>(simd, residual, start, part.channels);
-        // Kept in registers for the codes: reading it back from the output would wait for the store.
+        // In registers also for the codes: reading it back from the output would wait for the
+        // store.
         let mut y = [0.0; WIDTH];
         let row = out.get_mut(start..).filter(|row| !row.is_empty());
         if RESIDUAL == IN_PLACE
