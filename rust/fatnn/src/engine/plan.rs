@@ -277,3 +277,24 @@ impl Network {
 fn zeros(bytes: usize) -> Result<Vec<CacheLine>> {
     memory::filled("values of the network", bytes.div_ceil(size_of::<CacheLine>()), CacheLine::ZERO)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_buffers_begin_at_different_places_of_a_page() {
+        for bytes in [1, 100, 16 << 10, 70_000] {
+            let places: Vec<usize> = (0..8)
+                .map(|number| {
+                    let buffer = Buffer::new(number, bytes).unwrap();
+                    assert!(CacheLine::bytes(buffer.lines()).len() >= bytes);
+                    buffer.lines().as_ptr().addr() % 4096
+                })
+                .collect();
+            if bytes >= 16 << 10 {
+                assert_eq!(places, [0, 2560, 1024, 3584, 2048, 512, 3072, 1536]);
+            }
+        }
+    }
+}

@@ -165,3 +165,42 @@ fn encode_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
     }
     nan
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::vector::Level;
+
+    /// Loads the first `count` floats of a slice, and stores them twice.
+    struct LoadAndStore<'a>(&'a [f32], usize, [&'a mut [f32]; 2]);
+
+    impl VectorLoop for LoadAndStore<'_> {
+        type Output = [f32; 32];
+
+        fn run<S: Simd>(self, simd: S) -> [f32; 32] {
+            let LoadAndStore(x, count, to) = self;
+            let y = simd.load(x, count);
+            to.into_iter().for_each(|to| simd.store(to, &y, count));
+            y
+        }
+    }
+
+    #[test]
+    fn incomplete_vectors_are_loaded_and_stored_exactly() {
+        let x: Vec<f32> = (1..=40).map(|i| i as f32).collect();
+        for level in Level::all(Features::detected()) {
+            for count in 0..=32 {
+                // One slice ends with the elements, the other one goes on.
+                let (mut exact, mut longer) = (vec![-1.0; count], vec![-1.0; count + 5]);
+                for x in [&x[..count], &x] {
+                    let y = level.run(LoadAndStore(x, count, [&mut exact, &mut longer]));
+                    assert_eq!(y[..count], x[..count], "{level:?} {count}");
+                    assert_eq!(y[count..], vec![0.0; 32 - count], "{level:?} {count}");
+                    assert_eq!(exact, x[..count], "{level:?} {count}");
+                    assert_eq!(longer[..count], x[..count], "{level:?} {count}");
+                    assert_eq!(longer[count..], [-1.0; 5], "{level:?} {count}");
+                }
+            }
+        }
+    }
+}
