@@ -71,11 +71,11 @@ ABLATIONS: dict[str, Row] = {
 #: Name → FATNN's row with one other option (``--rows options``), for recipes that train with AdamW.
 #: Choose with ``--set holdout=5000``, so that the test images do not decide.
 OPTIONS: dict[str, Row] = {
-    "batch-half": _ablation("half the batch size", "batch_size=250"),
-    "batch-quarter": _ablation("a quarter of the batch size", "batch_size=125"),
-    "lr-double": _ablation("twice the learning rate", "ternary.lr=0.002"),
-    "steps-fast": _ablation("learning rate of steps x 5", "ternary.lr_steps=0.005"),
-    "distill": _ablation("distillation", "ternary.distill=0.5", "ternary.temperature=2"),
+    "batch-half": _ablation("batches of 250", "batch_size=250"),
+    "batch-quarter": _ablation("batches of 125", "batch_size=125"),
+    "lr-double": _ablation("learning rate 0.002", "ternary.lr=0.002"),
+    "steps-fast": _ablation("learning rate of steps 0.005", "ternary.lr_steps=0.005"),
+    "distill": _ablation("distillation, half of the loss", "ternary.distill=0.5", "ternary.temperature=2"),
     "smoothing-0": _ablation("no label smoothing", "ternary.label_smoothing=0"),
     "normalized-sgd": _ablation(
         "normalised SGD",
