@@ -75,7 +75,9 @@ OPTIONS: dict[str, Row] = {
     "batch-quarter": _ablation("batches of 125", "batch_size=125"),
     "lr-double": _ablation("learning rate 0.002", "ternary.lr=0.002"),
     "steps-fast": _ablation("learning rate of steps 0.005", "ternary.lr_steps=0.005"),
-    "distill": _ablation("distillation, half of the loss", "ternary.distill=0.5", "ternary.temperature=2"),
+    "distill": _ablation(
+        "distillation, half of the loss", "ternary.distill=0.5", "ternary.temperature=2"
+    ),
     "smoothing-0": _ablation("no label smoothing", "ternary.label_smoothing=0"),
     "normalized-sgd": _ablation(
         "normalised SGD",
