@@ -46,6 +46,26 @@ def test_recipe_trains_on_real_data(name: str, tmp_path: Path, data_folder: Path
     assert {line["phase"] for line in result["log"]} == {"float", "ternary"}
 
 
+def test_a_phase_may_have_its_own_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fatnn_rs.train.phase import PhaseTrainer
+
+    seen: list[tuple[str, int, int]] = []
+    train_epoch = PhaseTrainer._train_epoch
+
+    def watch(trainer: PhaseTrainer, *arguments: Any) -> None:
+        sizes: list[int] = []
+        hook = trainer.raw.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        train_epoch(trainer, *arguments)
+        hook.remove()
+        seen.append((trainer.name, trainer.batches, sizes[0]))
+
+    monkeypatch.setattr(PhaseTrainer, "_train_epoch", watch)
+    train_recipe(tmp_path, "digits", *SHORT, "ternary.batch_size=8")  # Of 64 images.
+    assert seen == [("float", 2, 32), ("ternary", 8, 8)]
+
+
 @pytest.mark.parametrize("name", ["cifar100-resnet20", long_case("cifar100-fast")])
 def test_cifar100_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision import datasets

@@ -44,6 +44,10 @@ def error_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["pretrained=true"], "has no pretrained weights"),
         (["data=nope"], "data set 'nope' is unknown; known are digits"),
         (["batch_size=5000"], "1437 training images, fewer than batch_size=5000"),
+        (
+            ["ternary.batch_size=5000"],
+            "1437 training images, fewer than ternary.batch_size=5000; lower ternary.batch_size",
+        ),
         (["nonsense"], "expected key=value"),
         (
             ["model=cifar-resnet20"],

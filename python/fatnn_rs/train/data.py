@@ -378,9 +378,10 @@ def load_data(recipe: Recipe, folder: Path | None, download: bool = True) -> Dat
     if recipe.holdout:
         data = data.hold_out(recipe.holdout)
     data = data.subset(recipe.train_images, recipe.test_images)
-    if data.train_count < recipe.batch_size:
-        raise ConfigError(
-            f"data set {data.name!r} has {data.train_count} training images, fewer than "
-            f"batch_size={recipe.batch_size}; lower batch_size"
-        )
+    for option, size in recipe.batch_sizes().items():
+        if data.train_count < size:
+            raise ConfigError(
+                f"data set {data.name!r} has {data.train_count} training images, fewer than "
+                f"{option}={size}; lower {option}"
+            )
     return data

@@ -128,11 +128,12 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
         raise ConfigError("mixed_precision: fp16 needs a GPU; set bf16, or null")
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    if recipe.batch_size % accelerator.num_processes:
-        raise ConfigError(
-            f"batch_size={recipe.batch_size} cannot be shared evenly among "
-            f"{accelerator.num_processes} processes; make it a multiple of them"
-        )
+    for option, size in recipe.batch_sizes().items():
+        if size % accelerator.num_processes:
+            raise ConfigError(
+                f"{option}={size} cannot be shared evenly among {accelerator.num_processes} "
+                "processes; make it a multiple of them"
+            )
     console = console or Console(stderr=True)
     what = identity(
         recipe, options.seed, accelerator.num_processes, torch.get_num_threads(), options.float_from

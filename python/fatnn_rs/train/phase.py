@@ -52,7 +52,8 @@ class PhaseTrainer:
     ) -> None:
         self.job, self.name, self.phase, self.raw, self.log = job, name, phase, model, log
         recipe, accelerator = job.recipe, job.accelerator
-        self.batches = job.data.train_count // recipe.batch_size
+        self.batch_size = phase.batch_size or recipe.batch_size
+        self.batches = job.data.train_count // self.batch_size
         self.monitor = CodeMonitor(model)
         # Channels last is the fastest layout for convolutions, on CPUs and GPUs.
         model.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -133,7 +134,7 @@ class PhaseTrainer:
     def _train_epoch(self, progress: Progress, task: TaskID) -> None:
         job = self.job
         shard = ProcessShard(job.accelerator.process_index, job.accelerator.num_processes)
-        seed, size = job.options.seed, job.recipe.batch_size
+        seed, size = job.options.seed, self.batch_size
         # The two phases see different orders of images.
         source = job.data.train_batches(
             seed + (1 << 20) * (self.name == "ternary"), self.epoch, size, self.batch, shard

@@ -65,6 +65,8 @@ class Phase(_Section):
     ----------
     epochs
         Passes over the training images.
+    batch_size
+        Images per iteration, over all processes together; None: the recipe's.
     optimizer
         ``"sgd"`` (Nesterov momentum), ``"adamw"``, ``"muon"`` or ``"normalized-sgd"``. The last two
         transform the updates of weights (:class:`fatnn_rs.train.optimizer.MatrixMomentum`) and use
@@ -106,6 +108,7 @@ class Phase(_Section):
     """
 
     epochs: int = Field(ge=1)
+    batch_size: int | None = Field(default=None, ge=2)
     optimizer: Literal["sgd", "adamw", "muon", "normalized-sgd"] = "sgd"
     lr: float = Field(gt=0)
     lr_biases: float | None = Field(default=None, gt=0)
@@ -275,6 +278,15 @@ class Recipe(_Section):
                 "float.distill: only the ternary phase has a teacher; set float.distill=0"
             )
         return self
+
+    def batch_sizes(self) -> dict[str, int]:
+        """Return the option that decides it → images per iteration, for every phase."""
+        sizes = {}
+        for name, phase in (("float.", self.float_phase), ("ternary.", self.ternary)):
+            if phase is not None:
+                own = phase.batch_size
+                sizes[f"{name if own else ''}batch_size"] = own or self.batch_size
+        return sizes
 
     def float_only(self) -> Recipe:
         """Return a recipe for only the float model, without settings that do not affect it.
