@@ -71,8 +71,8 @@ ABLATIONS: dict[str, Row] = {
 #: Name → FATNN's row with one other option (``--rows options``), for recipes that train with AdamW.
 #: Choose with ``--set holdout=5000``, so that the test images do not decide.
 OPTIONS: dict[str, Row] = {
-    "batch-half": _ablation("batches of 250", "batch_size=250"),
-    "batch-quarter": _ablation("batches of 125", "batch_size=125"),
+    "batch-half": _ablation("batches of 250", "ternary.batch_size=250"),
+    "batch-quarter": _ablation("batches of 125", "ternary.batch_size=125"),
     "lr-double": _ablation("learning rate 0.002", "ternary.lr=0.002"),
     "steps-fast": _ablation("learning rate of steps 0.005", "ternary.lr_steps=0.005"),
     "distill": _ablation(

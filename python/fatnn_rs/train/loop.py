@@ -245,7 +245,7 @@ class Job:
 
     def images(self, count: int) -> Tensor:
         """Return the first training images of the first epoch, the same in every process."""
-        batch = self.recipe.batch_size
+        batch = min(self.recipe.batch_size, self.data.train_count)
         batches = self.data.train_batches(self.options.seed, 0, batch, 0, ProcessShard())
         wanted = math.ceil(count / batch)
         return torch.cat([x for _, (x, _) in zip(range(wanted), batches, strict=False)])[:count]

@@ -126,7 +126,7 @@ class PhaseTrainer:
             except torch.OutOfMemoryError as error:
                 raise FatnnError(
                     f"{self.name} phase: the GPU has too little memory "
-                    f"({str(error).splitlines()[0]}); lower batch_size or image_size, or set "
+                    f"({str(error).splitlines()[0]}); lower the batch size or image_size, or set "
                     "mixed_precision=bf16"
                 ) from error
         _restore_batch_norms(self.raw, self.local_norms)

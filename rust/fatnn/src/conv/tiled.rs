@@ -341,7 +341,7 @@ fn by_panels(weights: &PackedWeights<'_>, tiles: usize, m: usize, threads: usize
     }
     // By rows, each thread reads all weights. By panels, one thread writes sums that another reads.
     let sums = weights.groups() * weights.group_out_channels() * m;
-    weights.total_bytes() > sums * size_of::<i32>()
+    panels > 1 && weights.total_bytes() > sums * size_of::<i32>()
 }
 
 /// [`run`] for at most one block of rows: threads accumulate different panels, so that each reads

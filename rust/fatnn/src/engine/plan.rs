@@ -67,6 +67,9 @@ pub(super) struct Workspace {
     pub scratch: Vec<CacheLine>,
 }
 
+/// Cache lines in a page of 4 KiB.
+const PAGE: usize = 64;
+
 /// Memory for a value of any element type, aligned to a cache line.
 ///
 /// A CPU takes a load for one of an earlier store if their addresses agree in the lowest twelve
@@ -81,16 +84,20 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
+    /// The bytes that a buffer for `bytes` bytes takes: a page more if it is large.
+    fn allocated(bytes: usize) -> usize {
+        let page = PAGE * size_of::<CacheLine>();
+        if bytes < 4 * page { bytes } else { bytes.saturating_add(page) }
+    }
+
     /// Buffer `number` of a network.
     fn new(number: usize, bytes: usize) -> Result<Self> {
-        /// Lines in a page of 4 KiB.
-        const PAGE: usize = 64;
         /// From one buffer's place to the next: eight places, neighbours far from each other.
         const STEP: usize = 40;
-        if bytes < 4 * PAGE * size_of::<CacheLine>() {
-            return Ok(Buffer { lines: zeros(bytes)?, start: 0 });
+        let lines = zeros(Self::allocated(bytes))?;
+        if Self::allocated(bytes) == bytes {
+            return Ok(Buffer { lines, start: 0 });
         }
-        let lines = zeros(bytes.saturating_add(PAGE * size_of::<CacheLine>()))?;
         let place = lines.as_ptr().addr() / size_of::<CacheLine>() % PAGE;
         let start = (number % PAGE * STEP + PAGE - place) % PAGE;
         Ok(Buffer { lines, start })
@@ -263,7 +270,7 @@ impl Network {
             }
         }
         let buffers = allocator.bytes;
-        let values_bytes = buffers.iter().fold(0u128, |n, &bytes| n + bytes as u128);
+        let values_bytes = buffers.iter().fold(0, |n, &bytes| n + Buffer::allocated(bytes) as u128);
         let all = values_bytes + output_bytes + scratch as u128 + tables;
         self.limits.check_bytes(
             || "the network, with its weights and values".into(),

@@ -100,7 +100,8 @@ impl Network {
     }
 
     /// As [`Network::run`], but stops if `go_on` returns false. It is called on the calling thread
-    /// at most every 50 ms, between nodes; the run stops after the current node.
+    /// at most every 50 ms, between nodes and while it waits for other threads; the run stops after
+    /// the current node.
     ///
     /// # Errors
     /// As [`Network::run`]; [`Error::Interrupted`] if it was stopped.

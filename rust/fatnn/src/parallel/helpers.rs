@@ -44,9 +44,14 @@ impl Helpers {
     /// Calls `help` on `count` threads, as soon as they are free. `first` is whether it is the
     /// team's first request.
     ///
-    /// Asks for fewer if many requests wait already: while one run holds all threads, others may
-    /// come and go in any number.
-    pub fn join(&self, first: bool, count: usize, help: impl Fn() + Clone + Send + 'static) {
+    /// Asks for fewer if many requests wait already, and returns for how many: while one run holds
+    /// all threads, others may come and go in any number.
+    pub fn join(
+        &self,
+        first: bool,
+        count: usize,
+        help: impl Fn() + Clone + Send + 'static,
+    ) -> usize {
         if first {
             let others = self.teams.fetch_add(1, Ordering::Relaxed);
             #[cfg(target_os = "linux")]
@@ -62,6 +67,7 @@ impl Helpers {
             let requests = self.requests.clone();
             self.pool.spawn(move || spread(count, &requests, help));
         }
+        count
     }
 
     /// Says that a team that called [`Helpers::join`] has ended.

@@ -42,6 +42,8 @@ pub(super) struct Team {
     threads: usize,
     /// Helpers that were asked to join.
     asked: usize,
+    /// Whether [`Helpers::join`] was called.
+    joined: bool,
 }
 
 struct Shared {
@@ -84,7 +86,7 @@ impl Team {
             wake: Condvar::new(),
             panic: Mutex::new(None),
         });
-        Team { shared, helpers, process: process::id(), threads, asked: 0 }
+        Team { shared, helpers, process: process::id(), threads, asked: 0, joined: false }
     }
 
     /// Whether no fork has separated this process from the helpers.
@@ -92,9 +94,10 @@ impl Team {
         self.process == process::id()
     }
 
-    /// Calls `work` on this thread and, at the same time, on helpers that are free, on at most
-    /// `threads` threads in all. Returns when all of these calls have returned. If it has to wait
-    /// long for helpers, it calls `poll` at times. Must not be called by `work` itself.
+    /// Calls `work` on this thread and, at the same time, on helpers that are free; asks for more
+    /// helpers if there are not enough for `threads` threads. Returns when all of these calls have
+    /// returned. If it has to wait long for helpers, it calls `poll` at times. Must not be called
+    /// by `work` itself.
     pub fn run(
         &mut self,
         threads: usize,
@@ -122,8 +125,8 @@ impl Team {
         let wanted = threads.min(self.threads) - 1;
         if self.asked < wanted {
             let shared = self.shared.clone();
-            self.helpers.join(self.asked == 0, wanted - self.asked, move || shared.help());
-            self.asked = wanted;
+            let first = !std::mem::replace(&mut self.joined, true);
+            self.asked += self.helpers.join(first, wanted - self.asked, move || shared.help());
         }
         work();
         close.finish(poll)?;
@@ -137,7 +140,12 @@ impl Team {
 
 impl Drop for Team {
     fn drop(&mut self) {
-        if self.asked == 0 || !self.is_of_this_process() {
+        if !self.is_of_this_process() {
+            // Their locks may be held by threads that this process does not have.
+            std::mem::forget(self.helpers.clone());
+            return;
+        }
+        if !self.joined {
             return;
         }
         self.helpers.leave();

@@ -110,6 +110,7 @@ fn mask_of(i: usize, count: usize) -> __mmask16 {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn load<const N: usize>(x: &[f32], count: usize) -> [f32; N] {
+    const { assert!(N.is_multiple_of(16)) };
     let (x, mut row) = (&x[..count], [0.0; N]);
     for (i, row) in row.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         // SAFETY: reads only elements of `x`, because those beyond `count` are masked; the row has
@@ -126,6 +127,7 @@ fn load<const N: usize>(x: &[f32], count: usize) -> [f32; N] {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn store<const N: usize>(to: &mut [f32], y: &[f32; N], count: usize) {
+    const { assert!(N.is_multiple_of(16)) };
     let to = &mut to[..count];
     for (i, y) in y.as_chunks::<16>().0.iter().enumerate() {
         // SAFETY: `y` has sixteen elements; writes only elements of `to`, because those beyond

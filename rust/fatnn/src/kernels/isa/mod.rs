@@ -40,13 +40,13 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// Bit `j` is set if `x[j] >= threshold`, and not set for NaN. `N` as in [`Simd::ge_mask`].
     fn ge_mask_f32<const N: usize>(self, x: &[f32; N], threshold: f32) -> u64;
 
-    /// The first `count` elements of `x`, at most `N`, and zeros.
+    /// The first `count` elements of `x`, at most `N`, and zeros. `N` as in [`Simd::ge_mask`].
     #[inline(always)]
     fn load<const N: usize>(self, x: &[f32], count: usize) -> [f32; N] {
         first_elements(x, count)
     }
 
-    /// Stores the first `count` elements of `y`.
+    /// Stores the first `count` elements of `y`. `N` as in [`Simd::ge_mask`].
     #[inline(always)]
     fn store<const N: usize>(self, to: &mut [f32], y: &[f32; N], count: usize) {
         copy_in_eights(&mut to[..count], &y[..count]);
