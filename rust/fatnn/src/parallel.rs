@@ -75,7 +75,12 @@ fn check_num_threads(threads: usize) -> Result<usize> {
 }
 
 fn state() -> MutexGuard<'static, State> {
-    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&STATE)
+}
+
+/// Locks a mutex whose content is valid even if a thread panicked while it held the lock.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The number of threads that calls use now.
@@ -200,7 +205,7 @@ pub(crate) mod testing {
     impl ThreadCount {
         pub fn lock() -> Self {
             static LOCK: Mutex<()> = Mutex::new(());
-            let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+            let lock = lock(&LOCK);
             ThreadCount { requested: state().requested, _lock: lock }
         }
     }

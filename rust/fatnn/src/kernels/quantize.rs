@@ -10,7 +10,7 @@
 //! words: a loop that compilers vectorise. The outermost loop goes over units of 64 channels, so
 //! that memory is read in 32 streams, few enough for hardware prefetchers.
 
-use super::isa::Simd;
+use super::isa::{Simd, first_elements};
 use super::vector::VectorLoop;
 use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::epilogue::Quantizer;
@@ -136,9 +136,7 @@ fn last_word<S: Simd, const N: usize, const THRESHOLDS: usize>(
     if let Some(x) = x.first_chunk() {
         return word::<S, N, THRESHOLDS>(simd, x, channels, to, probe);
     }
-    let mut padded = [0.0; N];
-    padded[..channels].copy_from_slice(&x[..channels]);
-    word::<S, N, THRESHOLDS>(simd, &padded, channels, to, probe)
+    word::<S, N, THRESHOLDS>(simd, &first_elements(x, channels), channels, to, probe)
 }
 
 #[inline(always)]

@@ -1,10 +1,11 @@
 //! Stopping a run between its parts.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
+use super::lock;
 use crate::error::{Error, Result};
 
 /// Lets the caller of a run stop it. Only the calling thread calls `go_on`, at most every
@@ -36,7 +37,7 @@ impl<'a> Cancellation<'a> {
     pub fn check(&self) -> Result<()> {
         let Some(go_on) = self.go_on else { return Ok(()) };
         if thread::current().id() == self.caller {
-            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut asked = lock(&self.asked);
             if asked.elapsed() >= Self::INTERVAL {
                 *asked = Instant::now();
                 drop(asked);

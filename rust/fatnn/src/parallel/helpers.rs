@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use placement::Placement;
+
 /// A pool of threads that help the threads that call us.
 pub(super) struct Helpers {
     pool: rayon::ThreadPool,
@@ -11,8 +13,7 @@ pub(super) struct Helpers {
     teams: AtomicUsize,
     /// Requests that no thread has answered yet, also of teams that have ended.
     requests: Arc<AtomicUsize>,
-    #[cfg(target_os = "linux")]
-    placement: Arc<placement::Placement>,
+    placement: Arc<Placement>,
 }
 
 impl Helpers {
@@ -21,45 +22,35 @@ impl Helpers {
     /// # Errors
     /// The reason why the system did not start them.
     pub fn new(threads: usize) -> Result<Self, String> {
-        let builder = rayon::ThreadPoolBuilder::new()
+        let placement = Arc::<Placement>::default();
+        let of_thread = placement.clone();
+        let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
-            .thread_name(|i| format!("fatnn-{i}"));
-        #[cfg(target_os = "linux")]
-        let placement = Arc::<placement::Placement>::default();
-        #[cfg(target_os = "linux")]
-        let builder = {
-            let placement = placement.clone();
-            builder.start_handler(move |_| placement.register())
-        };
-        Ok(Helpers {
-            pool: builder.build().map_err(|e| e.to_string())?,
-            threads,
-            teams: AtomicUsize::new(0),
-            requests: Arc::default(),
-            #[cfg(target_os = "linux")]
-            placement,
-        })
+            .thread_name(|i| format!("fatnn-{i}"))
+            .start_handler(move |_| of_thread.register())
+            .build()
+            .map_err(|e| e.to_string())?;
+        let (teams, requests) = (AtomicUsize::new(0), Arc::default());
+        Ok(Helpers { pool, threads, teams, requests, placement })
     }
 
-    /// Calls `help` on `count` threads, as soon as they are free. `first` is whether it is the
-    /// team's first request.
+    /// Called by a team before it asks for the first time.
+    pub fn count_team(&self) {
+        if self.teams.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.placement.keep_off_this_cpu();
+        }
+    }
+
+    /// Called at the end of a team that was counted.
+    pub fn uncount_team(&self) {
+        self.teams.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Calls `help` on `count` threads, as soon as they are free.
     ///
     /// Asks for fewer if many requests wait already, and returns for how many: while one run holds
     /// all threads, others may come and go in any number.
-    pub fn join(
-        &self,
-        first: bool,
-        count: usize,
-        help: impl Fn() + Clone + Send + 'static,
-    ) -> usize {
-        if first {
-            let others = self.teams.fetch_add(1, Ordering::Relaxed);
-            #[cfg(target_os = "linux")]
-            if others == 0 {
-                self.placement.keep_off_this_cpu();
-            }
-            let _ = others;
-        }
+    pub fn ask(&self, count: usize, help: impl Fn() + Clone + Send + 'static) -> usize {
         let waiting = self.requests.load(Ordering::Relaxed);
         let count = count.min((4 * self.threads).saturating_sub(waiting));
         if count > 0 {
@@ -68,11 +59,6 @@ impl Helpers {
             self.pool.spawn(move || spread(count, &requests, help));
         }
         count
-    }
-
-    /// Says that a team that called [`Helpers::join`] has ended.
-    pub fn leave(&self) {
-        self.teams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -90,11 +76,26 @@ fn spread(count: usize, requests: &Arc<AtomicUsize>, help: impl Fn() + Clone + S
     help();
 }
 
+/// Other systems choose the CPUs.
+#[cfg(not(target_os = "linux"))]
+mod placement {
+    #[derive(Default)]
+    pub struct Placement;
+
+    impl Placement {
+        pub fn register(&self) {}
+
+        pub fn keep_off_this_cpu(&self) {}
+    }
+}
+
 #[cfg(target_os = "linux")]
 mod placement {
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::Mutex;
 
     use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+    use crate::parallel::lock;
 
     /// Keeps helpers off the CPU of the thread that they help.
     ///
@@ -117,14 +118,14 @@ mod placement {
     impl Placement {
         /// Called by every helper as it starts.
         pub fn register(&self) {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).helpers.push(gettid());
+            lock(&self.0).helpers.push(gettid());
         }
 
         /// Lets the helpers run on all CPUs that the calling thread may use, except the one that
         /// it is on. Does nothing if there are fewer other CPUs than helpers, and ignores a
         /// refusal by the system.
         pub fn keep_off_this_cpu(&self) {
-            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&self.0);
             let (count, cpu) = (state.helpers.len(), sched_getcpu());
             if count > MAX_HELPERS || cpu >= CpuSet::MAX_CPU {
                 return;

@@ -1,25 +1,25 @@
 //! Loops whose rows or items are shared by the threads of a team.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::team::Forked;
-use super::{Cancellation, KEEP_SERIAL, RestoreFlag, num_threads, put_team, take_team};
+use super::{Cancellation, KEEP_SERIAL, RestoreFlag, lock, num_threads, put_team, take_team};
 use crate::error::{Error, Result};
 use crate::kernels::FloatMode;
 use crate::memory;
 
 /// Calls `work` for every item, on as many threads as there are. The first error ends it; others
-/// are dropped. The calling thread checks `cancel` while it waits for others.
+/// are dropped. The calling thread calls `poll` at times if it waits long for others.
 fn share<I: Send>(
-    cancel: &Cancellation<'_>,
+    poll: &dyn Fn(),
     items: impl ExactSizeIterator<Item = I> + Send,
     work: impl Fn(I) -> Result<()> + Sync,
 ) -> Result<()> {
     let mode = FloatMode::current();
     let (count, items, error) = (items.len(), Mutex::new(items), Mutex::new(None));
     let failed = AtomicBool::new(false);
-    let take = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let take = || lock(&items).next();
     let part = || {
         let _restore = RestoreFlag(KEEP_SERIAL.replace(true));
         while !failed.load(Ordering::Relaxed)
@@ -27,21 +27,21 @@ fn share<I: Send>(
         {
             if let Err(e) = work(item) {
                 failed.store(true, Ordering::Relaxed);
-                error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+                lock(&error).get_or_insert(e);
             }
         }
     };
     let team = if KEEP_SERIAL.get() { None } else { take_team()? };
     match team {
         Some(mut team) => {
-            let done = team.run(count, &|| mode.run(part), &|| drop(cancel.check()));
+            let done = team.run(count, &|| mode.run(part), poll);
             put_team(team);
             // The child of a fork has no helpers that could finish their parts.
             done.map_err(|Forked| Error::Interrupted)?;
         }
         None => part(),
     }
-    error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    lock(&error).take().map_or(Ok(()), Err)
 }
 
 /// Calls `work` for every index below `count`, and returns the results in order. With at least as
@@ -58,7 +58,8 @@ pub(crate) fn map_one_per_thread<R: Send>(
     let mut results: Vec<Option<R>> = Vec::new();
     memory::reserve("results of the threads", &mut results, count)?;
     results.resize_with(count, || None);
-    share(cancel, results.iter_mut().enumerate(), |(i, result)| {
+    // Helpers find out in their own checks whether this thread was told to stop.
+    share(&|| drop(cancel.check()), results.iter_mut().enumerate(), |(i, result)| {
         *result = Some(work(i)?);
         Ok(())
     })?;
@@ -161,12 +162,11 @@ pub(crate) fn try_for_each_pair<T: Send, U: Send>(
     }
     let chunk = balanced_chunk(rows, granularity, threads, CHUNKS_PER_THREAD);
     let chunks = out.chunks_mut(chunk * row_len).enumerate();
-    let cancel = Cancellation::none();
     if second_len == 0 {
-        return share(&cancel, chunks, |(i, out)| work(i * chunk, out, &mut []));
+        return share(&|| (), chunks, |(i, out)| work(i * chunk, out, &mut []));
     }
     let second = second.chunks_mut(chunk * second_len);
-    share(&cancel, chunks.zip(second), |((i, out), second)| work(i * chunk, out, second))
+    share(&|| (), chunks.zip(second), |((i, out), second)| work(i * chunk, out, second))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::helpers::Helpers;
+use super::lock;
 
 /// Checks of a waiting thread with only a pause between them: a few microseconds.
 const SPINS: usize = 200;
@@ -42,8 +43,8 @@ pub(super) struct Team {
     threads: usize,
     /// Helpers that were asked to join.
     asked: usize,
-    /// Whether [`Helpers::join`] was called.
-    joined: bool,
+    /// Whether [`Helpers::count_team`] was called.
+    counted: bool,
 }
 
 struct Shared {
@@ -86,7 +87,7 @@ impl Team {
             wake: Condvar::new(),
             panic: Mutex::new(None),
         });
-        Team { shared, helpers, process: process::id(), threads, asked: 0, joined: false }
+        Team { shared, helpers, process: process::id(), threads, asked: 0, counted: false }
     }
 
     /// Whether no fork has separated this process from the helpers.
@@ -125,12 +126,14 @@ impl Team {
         let wanted = threads.min(self.threads) - 1;
         if self.asked < wanted {
             let shared = self.shared.clone();
-            let first = !std::mem::replace(&mut self.joined, true);
-            self.asked += self.helpers.join(first, wanted - self.asked, move || shared.help());
+            if !std::mem::replace(&mut self.counted, true) {
+                self.helpers.count_team();
+            }
+            self.asked += self.helpers.ask(wanted - self.asked, move || shared.help());
         }
         work();
         close.finish(poll)?;
-        let panicked = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panicked = lock(&shared.panic).take();
         match panicked {
             Some(panic) => resume_unwind(panic),
             None => Ok(()),
@@ -145,10 +148,10 @@ impl Drop for Team {
             std::mem::forget(self.helpers.clone());
             return;
         }
-        if !self.joined {
+        if !self.counted {
             return;
         }
-        self.helpers.leave();
+        self.helpers.uncount_team();
         self.shared.finished.store(true, Ordering::SeqCst);
         if self.shared.sleepers.load(Ordering::SeqCst) > 0 {
             self.shared.wake_all();
@@ -227,7 +230,7 @@ impl Shared {
             if let Some(work) = work
                 && let Err(panic) = catch_unwind(AssertUnwindSafe(work))
             {
-                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+                *lock(&self.panic) = Some(panic);
             }
         }
         self.inside.fetch_sub(1, Ordering::SeqCst);
@@ -250,7 +253,7 @@ impl Shared {
             }
             pause(&mut checks);
         }
-        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = lock(&self.sleep);
         // Counted before the epoch is read, and `run` reads the count after it wrote the epoch, so
         // one of them sees the other.
         self.sleepers.fetch_add(1, Ordering::SeqCst);
@@ -268,7 +271,7 @@ impl Shared {
     }
 
     fn wake_all(&self) {
-        drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(lock(&self.sleep));
         self.wake.notify_all();
     }
 }
