@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +20,9 @@ from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.nn.mixed import fast_convolutions
 from fatnn_rs.train.data import ProcessShard, load_data
 from fatnn_rs.train.optimizer import MatrixMomentum, build_optimizer, orthogonalize
-from fatnn_rs.train.phase import _schedule
-from fatnn_rs.train.recipe import Phase, load_recipe
+from fatnn_rs.train.phase import PhaseTrainer, _schedule
+from fatnn_rs.train.recipe import load_recipe
+from fatnn_rs.train.sections import Phase
 from training import SHORT, check_finished_run, saved_state, train_recipe
 
 
@@ -38,6 +42,9 @@ def digits_data(*settings: str):  # type: ignore[no-untyped-def]
         ("float={epochs: 1, lr: 1, optimizer: adamw, renormalize: true}", "renormalize is for"),
         ("float.schedule=lineal", "float.schedule: .*'linear'.*got 'lineal'"),
         ("float.norm_images=-1", "float.norm_images: .*greater than or equal to 0"),
+        ("ternary.freeze_epochs=-1", "ternary.freeze_epochs: .*greater than or equal to 0"),
+        ("ternary={epochs: 2, lr: 1, freeze_epochs: 2}", "freeze_epochs must be less.*2 of 2"),
+        ("float={epochs: 2, lr: 1, freeze_epochs: 1}", "only the ternary phase has codes"),
         ("augment={crop: 1, pad: edge}", "augment.pad: .*'zero' or 'reflect', got 'edge'"),
         ("augment.flip=sometimes", "augment.flip.*got 'sometimes'"),
         ("whiten_images=-5", "whiten_images: .*got -5"),
@@ -282,6 +289,47 @@ def test_fast_convolutions_pass_nan_on(tmp_path: Path) -> None:
     diverging = ("ternary.optimizer=sgd", "ternary.lr=1e30")
     with pytest.raises(FatnnError, match="the loss became nan"):
         train_recipe(tmp_path, "digits", *SHORT[2:], *options, *diverging)
+
+
+@pytest.mark.parametrize("weight", ["fatnn", "sttn", "twn"])
+@pytest.mark.parametrize("optimizer", ["adamw", "normalized-sgd"])
+def test_no_code_flips_while_weights_are_frozen(
+    weight: str, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[dict[str, torch.Tensor]] = []
+    end_of_epoch = PhaseTrainer._end_of_epoch
+
+    def watch(trainer: PhaseTrainer, *arguments: Any) -> None:
+        end_of_epoch(trainer, *arguments)
+        if trainer.name == "ternary":
+            states.append({key: p.detach().clone() for key, p in trainer.raw.named_parameters()})
+            ternary.update(
+                f"{name}.{key}"
+                for name, layer in trainer.monitor.layers.items()
+                for key, _ in layer.named_parameters()
+                if key == "weight" or key.startswith("weight_quant")
+            )
+
+    ternary: set[str] = set()
+    monkeypatch.setattr(PhaseTrainer, "_end_of_epoch", watch)
+    phase = f"{{epochs: 4, lr: 0.05, optimizer: {optimizer}, weight_decay: 0.1, freeze_epochs: 2}}"
+    settings = (f"ternary={phase}", f"quantize.weight={weight}")
+    result = train_recipe(tmp_path, "digits", *SHORT, *settings)
+    assert len(states) == 4
+    assert ternary < states[0].keys()
+    changed = [
+        {key for key, value in after.items() if not torch.equal(value, before[key])}
+        for before, after in pairwise(states)
+    ]
+    assert ternary <= changed[0]
+    assert not (changed[1] | changed[2]) & ternary
+    assert changed[2] == states[0].keys() - ternary
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    *_, last = log
+    assert not any("stands still" in warning for warning in last["warnings"])
+    assert not any(key.endswith("/flips") for key in last["layers"])
+    assert any(key.endswith("/flips") for key in log[-3]["layers"])
+    check_finished_run(result, tmp_path)
 
 
 def test_short_training_options_run_together(tmp_path: Path) -> None:

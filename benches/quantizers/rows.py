@@ -87,6 +87,7 @@ OPTIONS: dict[str, Row] = {
         "ternary.lr_last=0.05",
         "ternary.lr_steps=0.003",
     ),
+    "freeze": _ablation("codes frozen in the last epoch", "ternary.freeze_epochs=1"),
     "full-range": _ablation(
         "activations -1, 0, 1", 'quantize.overrides={"re:.*": {act_range: full}}'
     ),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fatnn_rs.card import ImageInput
-from fatnn_rs.train.recipe import Augment
+from fatnn_rs.train.sections import Augment
 
 __all__ = ["WHOLE", "Batch", "ImageData", "ProcessShard", "generator", "permutation"]
 

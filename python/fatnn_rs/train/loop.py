@@ -35,8 +35,9 @@ from fatnn_rs.train.data import Data, ProcessShard, load_data
 from fatnn_rs.train.deploy import deploy
 from fatnn_rs.train.models import build_model
 from fatnn_rs.train.phase import PhaseTrainer, accuracy, check_logits
-from fatnn_rs.train.recipe import Phase, Recipe
+from fatnn_rs.train.recipe import Recipe
 from fatnn_rs.train.run import Run, identity, load_weights, read_state
+from fatnn_rs.train.sections import Phase
 
 __all__ = ["TrainOptions", "accuracy", "train"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fatnn_rs.contained import named_modules
 from fatnn_rs.nn.base import QuantizedLayer
-from fatnn_rs.train.recipe import Phase
+from fatnn_rs.train.sections import Phase
 
 __all__ = ["MatrixMomentum", "build_optimizer", "orthogonalize"]
 

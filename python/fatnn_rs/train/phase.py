@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,7 @@ from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.train.data import Data, ProcessShard
 from fatnn_rs.train.monitor import CodeMonitor
 from fatnn_rs.train.optimizer import build_optimizer
-from fatnn_rs.train.recipe import Phase
+from fatnn_rs.train.sections import Phase
 
 if TYPE_CHECKING:
     from fatnn_rs.train.loop import Job
@@ -52,7 +53,7 @@ class PhaseTrainer:
     ) -> None:
         self.job, self.name, self.phase, self.raw, self.log = job, name, phase, model, log
         recipe, accelerator = job.recipe, job.accelerator
-        self.batch_size = phase.batch_size or recipe.batch_size
+        self.batch_size = recipe.batch_size_of(phase)
         self.batches = job.data.train_count // self.batch_size
         self.monitor = CodeMonitor(model)
         # Channels last is the fastest layout for convolutions, on CPUs and GPUs.
@@ -186,11 +187,19 @@ class PhaseTrainer:
             raise self._diverged(f"the loss became {value}")
         self.optimizer.zero_grad()
         accelerator.backward(loss)
+        if self._frozen():
+            for layer in self.monitor.layers.values():
+                for parameter in (layer.weight, *layer.weight_quant.parameters()):
+                    parameter.grad = None  # Optimizers skip it, weight decay included.
         if phase.clip is not None:
             accelerator.clip_grad_norm_(self.model.parameters(), phase.clip)
         self.optimizer.step()
         self.schedule.step()
         return value
+
+    def _frozen(self) -> bool:
+        """Whether the codes of weights stay as they are in this epoch."""
+        return self.epoch >= self.phase.epochs - self.phase.freeze_epochs
 
     def _diverged(self, what: str) -> FatnnError:
         return FatnnError(
@@ -228,6 +237,8 @@ class PhaseTrainer:
         if accelerator.is_main_process and self.monitor.layers:
             images = next(iter(job.data.test_batches(job.recipe.monitor.images)))[0]
             states = self.monitor.look(images.to(accelerator.device))
+            if self._frozen():  # That no code flips is no reason to warn.
+                states = [replace(state, flips=None) for state in states]
             line["warnings"] = [
                 text for state in states for text in state.warnings(job.recipe.monitor.dead)
             ]
