@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import HfApi, ModelHubMixin, RepoUrl
 
 import fatnn_rs as fatnn
 from fatnn_rs import zoo
@@ -80,3 +81,33 @@ def test_hub_cache_without_a_card(tmp_path: Path) -> None:
     assert HubNetwork.from_pretrained("me/mine", **options).card is None
     zoo.card("digits").write(net.with_suffix(".json"))
     assert HubNetwork.from_pretrained("me/mine", **options).card == zoo.card("digits")
+
+
+@pytest.mark.parametrize("name", ["digits", None])
+def test_push_uploads_the_files_of_save_pretrained(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the two requests to the hub are replaced: there is none to push to."""
+    sent: dict[str, Any] = {}
+
+    def create(api: HfApi, repo_id: str, **options: Any) -> RepoUrl:
+        assert options["exist_ok"]
+        return RepoUrl(f"{api.endpoint}/me/{repo_id}")
+
+    def upload(api: HfApi, *, repo_id: str, folder_path: Path, **options: Any) -> str:
+        files = {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}
+        sent.update(files=files, repo_id=repo_id, **options)
+        return "the commit"
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    file = tmp_path / "net.safetensors"
+    file.write_bytes(zoo.path("digits").read_bytes())
+    network = HubNetwork(zoo.path(name) if name else file)
+    assert network.push_to_hub("mine", commit_message="new") == "the commit"
+    assert (sent["repo_id"], sent["commit_message"]) == ("me/mine", "new")
+    names = {"README.md", "net.json", "net.safetensors"}
+    assert sent["files"].keys() == (names if name else names - {"net.json"})
+    # The card of an earlier network must not stay.
+    assert sent["delete_patterns"] == (None if name else ["net.json"])
+    assert sent["files"]["net.safetensors"] == file.read_bytes()
