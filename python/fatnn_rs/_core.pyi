@@ -38,6 +38,8 @@ __all__ = [
     "prepack",
     "prepack_int8",
     "quantize",
+    "quantize_steps",
+    "quantize_steps_gradient",
     "save",
     "set_default_threads",
     "set_num_threads",
@@ -76,6 +78,15 @@ def quantize(
     groups: int,
     out: NDArray[np.uint8],
 ) -> None: ...
+def quantize_steps(
+    x: NDArray[np.float32], alphas: Sequence[float], codes: NDArray[np.float32]
+) -> None: ...
+def quantize_steps_gradient(
+    x: NDArray[np.float32],
+    alphas: Sequence[float],
+    gradient: NDArray[np.float32],
+    to_x: NDArray[np.float32],
+) -> list[float]: ...
 def pack_codes(
     codes: NDArray[np.int8], groups: int = 1, code_type: str = "ternary"
 ) -> NDArray[np.uint8]: ...

@@ -40,6 +40,7 @@ from fatnn_rs.nn.base import (
     exact_product,
     qat_layer,
 )
+from fatnn_rs.nn.mixed import FastProduct
 from fatnn_rs.quant import (
     QUANTIZERS,
     ActivationQuantizer,
@@ -208,13 +209,18 @@ class TernaryLayer(QuantizedLayer):
             weight_codes, dtype = self.weight_quant(latent), latent.dtype
         else:
             weight_codes, dtype = self._held
-        exact = product if self.weight_quant.refused else partial(exact_product, product)
-        acc = exact(codes, weight_codes).to(dtype)
+        factor: Tensor | None = self.learned_scale
+        if factor is not None and not started:
+            factor = self._scale_at_start()
         shape = (-1, *([1] * dims))
-        scale = self.learned_scale
-        if scale is not None:
-            factor = scale if started else self._scale_at_start()
-            acc = acc * factor.to(acc.dtype).view(shape)
+        if isinstance(product, FastProduct) and dtype == codes.dtype:
+            with torch.autocast(device_type=codes.device.type, enabled=False):
+                acc = product(codes, weight_codes, factor)
+        else:
+            exact = product if self.weight_quant.refused else partial(exact_product, product)
+            acc = exact(codes, weight_codes).to(dtype)
+            if factor is not None:
+                acc = acc * factor.to(acc.dtype).view(shape)
         if add_bias and self.bias is not None:
             acc = acc + self.bias.view(shape)
         self._check_optimizer()

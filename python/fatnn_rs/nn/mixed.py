@@ -1,30 +1,32 @@
 """Faster training of quantized convolutions on a CPU, with the same integers.
 
-Two parts, which :func:`fast_convolutions` switches on:
+Three parts, which :func:`fast_convolutions` switches on:
 
 - Under autocast, the gradient of a convolution of codes is computed in autocast's dtype, as that of
   a float convolution. The codes are exact in bfloat16 and float16, so only the gradient is rounded.
-- The engine's kernels compute the sums. They are the integers that ``torch``'s float32 convolution
-  gives.
+- The engine's kernels compute the sums, and multiply them by the layer's scale. They are the
+  integers that ``torch``'s float32 convolution gives.
+- FATNN's quantizers of unsigned activations, and their gradients, take one pass over memory each
+  (:mod:`fatnn_rs.quant.fused`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops import prepack
 from fatnn_rs.quant.base import WeightQuantizer
+from fatnn_rs.quant.fused import FAST
 
-__all__ = ["fast_convolutions", "fast_product"]
-
-_FAST: ContextVar[bool] = ContextVar("fast_convolutions", default=False)
+__all__ = ["FastProduct", "fast_convolutions", "fast_product"]
 
 #: Kind of activations in the engine → its levels. The first that holds a quantizer's is used.
 _KINDS = {"half": (0, 1, 2), "full": (-1, 0, 1), "uint2": (0, 1, 2, 3)}
@@ -33,15 +35,42 @@ _KINDS = {"half": (0, 1, 2), "full": (-1, 0, 1), "uint2": (0, 1, 2, 3)}
 @contextmanager
 def fast_convolutions(enabled: bool = True) -> Iterator[None]:
     """Run convolutions of codes by :func:`fast_product` inside a ``with`` block, if possible."""
-    token = _FAST.set(enabled)
+    token = FAST.set(enabled)
     try:
         yield
     finally:
-        _FAST.reset(token)
+        FAST.reset(token)
 
 
-def fast_product(layer: Any, x: Tensor, padding: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Return a function that multiplies a Conv2d's codes; None outside of ``fast_convolutions``.
+@dataclass(frozen=True)
+class FastProduct:
+    """Multiplies the codes of a Conv2d: see :func:`fast_product`. The sums are whole numbers.
+
+    Attributes
+    ----------
+    geometry
+        Stride, padding and dilation.
+    groups
+        As of the layer.
+    kind
+        Kind of activations in the engine; None if it has none for the layer's levels.
+    narrow
+        Dtype in which gradients are computed.
+    """
+
+    geometry: tuple[Any, Any, Any]
+    groups: int
+    kind: str | None
+    narrow: torch.dtype
+
+    def __call__(self, codes: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Return the sums times ``scale``, [out], in the dtype of ``codes``."""
+        result: Tensor = _Convolution.apply(codes, weight, scale, self)
+        return result
+
+
+def fast_product(layer: Any, x: Tensor, padding: Any) -> FastProduct | None:
+    """Return what multiplies a Conv2d's codes; None outside of ``fast_convolutions``.
 
     Parameters
     ----------
@@ -52,76 +81,78 @@ def fast_product(layer: Any, x: Tensor, padding: Any) -> Callable[[Tensor, Tenso
     padding
         Zeros to add on both sides of the codes, as ``Conv2d.padding``.
     """
-    if not _FAST.get() or torch.compiler.is_compiling():
+    if not FAST.get() or torch.compiler.is_compiling():
         return None
     if x.device.type != "cpu" or x.dim() != 4 or isinstance(padding, str):
         return None
     weights = getattr(layer, "weight_quant", None)  # int8 layers have none
     if not isinstance(weights, WeightQuantizer) or weights.refused:
         return None
-    geometry = (layer.stride, padding, layer.dilation)
     narrow = torch.float32
     if torch.is_autocast_enabled("cpu"):
         narrow = torch.get_autocast_dtype("cpu")
-
-    def product(codes: Tensor, weight: Tensor) -> Tensor:
-        levels = set(layer.act_quant.levels)
-        kind = next((kind for kind, known in _KINDS.items() if levels <= set(known)), None)
-        result: Tensor = _Convolution.apply(codes, weight, geometry, layer.groups, kind, narrow)
-        return result
-
-    return product
+    levels = set(layer.act_quant.levels)
+    kind = next((kind for kind, known in _KINDS.items() if levels <= set(known)), None)
+    return FastProduct((layer.stride, padding, layer.dilation), layer.groups, kind, narrow)
 
 
 def _engine_sums(
-    codes: Tensor, weight: Tensor, geometry: tuple[Any, Any, Any], groups: int, kind: str
+    codes: Tensor, weight: Tensor, scale: Tensor | None, how: FastProduct, kind: str
 ) -> Tensor:
     """Convolve codes in the engine; an :class:`InputError` if an operand holds NaN."""
     if not bool(weight.isfinite().all()):
         raise InputError("the weight codes hold NaN")
     edges = [level - 0.5 for level in _KINDS[kind][1:]]
-    packed = torch.ops.fatnn_rs.quantize(codes, edges, groups)
-    panels = prepack(weight.to(torch.int8).contiguous(), groups, kind)
+    packed = torch.ops.fatnn_rs.quantize(codes, edges, how.groups)
+    panels = prepack(weight.to(torch.int8).contiguous(), how.groups, kind)
     result: Tensor = torch.ops.fatnn_rs.conv_float(
-        packed, panels, None, None, None, False, len(weight), weight.shape[2:], *geometry
+        packed, panels, scale, None, None, False, len(weight), weight.shape[2:], *how.geometry
     )
     return result
 
 
 class _Convolution(torch.autograd.Function):
-    """Convolution of codes: sums in the engine or in float32, gradients in a narrower dtype."""
+    """``scale`` times the convolution of codes, with gradients in a narrower dtype.
+
+    With sums ``a = conv(codes, w)`` and the gradient ``g`` of ``scale * a``, the gradient of
+    ``codes`` is that of a convolution with the weights ``scale * w``. One with ``g``, not
+    ``scale * g``, gives ``d``, from which the gradient of ``w`` is ``scale * d``, and that of
+    ``scale`` the sum of ``w * d`` over a channel's weights, because it is linear in ``w``. So no
+    pass over a whole map is needed.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        codes: Tensor,
-        weight: Tensor,
-        geometry: tuple[Any, Any, Any],
-        groups: int,
-        kind: str | None,
-        narrow: torch.dtype,
+        ctx: Any, codes: Tensor, weight: Tensor, scale: Tensor | None, how: FastProduct
     ) -> Tensor:
-        ctx.save_for_backward(codes.to(narrow), weight.to(narrow))
-        ctx.geometry, ctx.groups = geometry, groups
-        ctx.dtypes = codes.dtype, weight.dtype
-        if kind is not None and codes.dtype == torch.float32 and codes.numel():
+        ctx.save_for_backward(codes.to(how.narrow), weight, scale)
+        ctx.how, ctx.dtype = how, codes.dtype
+        if how.kind is not None and codes.dtype == torch.float32 and codes.numel():
             with suppress(InputError):  # NaN: torch passes it on, and the loss shows it.
-                return _engine_sums(codes, weight, geometry, groups, kind)
-        stride, padding, dilation = geometry
-        return torch.conv2d(codes, weight, None, stride, padding, dilation, groups)
+                return _engine_sums(codes, weight, scale, how, how.kind)
+        stride, padding, dilation = how.geometry
+        sums = torch.conv2d(codes, weight, None, stride, padding, dilation, how.groups)
+        # + 0.0 turns -0.0 into 0.0.
+        exact = sums.round_().add_(0.0)
+        return exact if scale is None else exact * scale.to(exact.dtype).view(-1, 1, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        codes, weight = ctx.saved_tensors
-        stride, padding, dilation = ctx.geometry
-        needed = [*ctx.needs_input_grad[:2], False]
-        gradient = grads[0].to(codes.dtype)
-        for_codes, for_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, codes, weight, None, stride, padding, dilation, False, [0, 0], ctx.groups,
-            needed,
+        codes, weight, scale = ctx.saved_tensors
+        how: FastProduct = ctx.how
+        stride, padding, dilation = how.geometry
+        for_codes, for_weight, for_scale = ctx.needs_input_grad[:3]
+        factor = None if scale is None else scale.to(weight.dtype).view(-1, 1, 1, 1)
+        scaled = weight if factor is None else weight * factor
+        to_codes, to_weight, _ = torch.ops.aten.convolution_backward(
+            grads[0].to(codes.dtype), codes, scaled.to(codes.dtype), None, stride, padding,
+            dilation, False, [0, 0], how.groups, [for_codes, for_weight or for_scale, False],
         )  # fmt: skip
-        return (
-            None if for_codes is None else for_codes.to(ctx.dtypes[0]),
-            None if for_weight is None else for_weight.to(ctx.dtypes[1]),
-            *[None] * 4,
-        )
+        to_scale = None
+        if to_weight is not None:
+            to_weight = to_weight.to(weight.dtype)
+            if for_scale:
+                to_scale = (to_weight * weight).flatten(1).sum(1).to(scale.dtype)
+            to_weight = to_weight if factor is None else to_weight * factor
+        return None if to_codes is None else to_codes.to(ctx.dtype), to_weight, to_scale, None

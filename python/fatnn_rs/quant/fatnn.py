@@ -29,6 +29,7 @@ from fatnn_rs.quant.base import (
     set_value,
     widen,
 )
+from fatnn_rs.quant.fused import fused_steps
 
 __all__ = ["FatnnActivation", "FatnnUint2", "FatnnWeight"]
 
@@ -60,6 +61,9 @@ def signed_codes(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
 
 def unsigned_codes(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
     """``round(clip(x a1, 0, 1)) + round(clip((x - 1/a1) a2, 0, 1))``, monotone in ``x``."""
+    fused = fused_steps(x, (alpha1, alpha2))
+    if fused is not None:
+        return fused
     first = round_ste(hardtanh(x * alpha1, 0.0, 1.0, inplace=True))
     second = round_ste(hardtanh((x - 1.0 / alpha1) * alpha2, 0.0, 1.0, inplace=True))
     return first + second
@@ -217,6 +221,9 @@ class FatnnUint2(ActivationQuantizer):
         alphas = [
             clamp_min_ste(alpha).to(x.dtype) for alpha in (self.alpha1, self.alpha2, self.alpha3)
         ]
+        fused = fused_steps(x, alphas)
+        if fused is not None:
+            return fused
         codes = round_ste(hardtanh(x * alphas[0], 0.0, 1.0, inplace=True))
         end = torch.zeros_like(alphas[0])
         for before, alpha in pairwise(alphas):

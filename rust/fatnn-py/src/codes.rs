@@ -3,7 +3,7 @@
 use fatnn::codec::{Act, CodesLayout, Coding};
 use fatnn::dtype::CodeType;
 use fatnn::quantize::PixelOrder;
-use fatnn::{memory, pool, quantize as quantizing};
+use fatnn::{memory, pool, quantize as quantizing, steps};
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
@@ -64,6 +64,44 @@ pub(crate) fn quantize(
             let layout = CodesLayout::new(channels, groups)?.with(coding(thresholds.len()));
             quantizing::quantize(x, batch, pixels, order, &thresholds, layout, out)
         })
+    })
+}
+
+/// Quantizes floats by learned steps, for training; see `fatnn_rs.quant.fused`.
+#[pyfunction]
+#[pyo3(signature = (x, alphas, codes))]
+pub(crate) fn quantize_steps(
+    py: Python<'_>,
+    x: &Bound<'_, PyAny>,
+    alphas: Vec<f32>,
+    codes: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    guarded(py, || {
+        let x = ReadonlyArray::<f32>::new(x, "x", None)?;
+        let mut codes = WritableArray::<f32>::new(codes, "codes", None)?;
+        let x = x.slice()?;
+        let codes = codes.slice("codes", &[bytes_of(x)])?;
+        detached(py, || steps::quantize_steps(x, &alphas, codes))
+    })
+}
+
+/// Writes the gradient of `x` to `to_x`, and returns those of `alphas`.
+#[pyfunction]
+#[pyo3(signature = (x, alphas, gradient, to_x))]
+pub(crate) fn quantize_steps_gradient(
+    py: Python<'_>,
+    x: &Bound<'_, PyAny>,
+    alphas: Vec<f32>,
+    gradient: &Bound<'_, PyAny>,
+    to_x: &Bound<'_, PyAny>,
+) -> PyResult<Vec<f32>> {
+    guarded(py, || {
+        let x = ReadonlyArray::<f32>::new(x, "x", None)?;
+        let gradient = ReadonlyArray::<f32>::new(gradient, "gradient", None)?;
+        let mut to_x = WritableArray::<f32>::new(to_x, "to_x", None)?;
+        let (x, gradient) = (x.slice()?, gradient.slice()?);
+        let to_x = to_x.slice("to_x", &[bytes_of(x), bytes_of(gradient)])?;
+        detached(py, || steps::quantize_steps_gradient(x, &alphas, gradient, to_x))
     })
 }
 

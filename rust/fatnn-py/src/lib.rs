@@ -36,6 +36,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(info::get_num_threads, module)?,
         wrap_pyfunction!(codes::packed_bytes, module)?,
         wrap_pyfunction!(codes::quantize, module)?,
+        wrap_pyfunction!(codes::quantize_steps, module)?,
+        wrap_pyfunction!(codes::quantize_steps_gradient, module)?,
         wrap_pyfunction!(codes::pack_codes, module)?,
         wrap_pyfunction!(codes::unpack_codes, module)?,
         wrap_pyfunction!(weights::prepack, module)?,
