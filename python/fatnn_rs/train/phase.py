@@ -140,7 +140,8 @@ class PhaseTrainer:
         source = job.data.train_batches(
             seed + (1 << 20) * (self.name == "ternary"), self.epoch, size, self.batch, shard
         )
-        written = time.monotonic()
+        written = started = time.monotonic()
+        first = self.batch
         self.raw.train()
         for x, y in source:
             self.loss += self._train_batch(x, y)
@@ -157,7 +158,9 @@ class PhaseTrainer:
             ):
                 self._checkpoint()
                 written = time.monotonic()
-        self._end_of_epoch(progress)
+        # Printed, not logged: a run that was resumed has the log of one that was not.
+        speed = (self.batch - first) * size / max(time.monotonic() - started, 1e-9)
+        self._end_of_epoch(progress, f"{speed:.0f} images/s")
         self.epoch, self.batch, self.loss = self.epoch + 1, 0, 0.0
         self._checkpoint()
 
@@ -215,7 +218,7 @@ class PhaseTrainer:
         with held_weights(self.raw), torch.no_grad():
             update_bn((x.to(device, memory_format=torch.channels_last) for x in parts), self.raw)
 
-    def _end_of_epoch(self, progress: Progress) -> None:
+    def _end_of_epoch(self, progress: Progress, speed: str) -> None:
         """Measure the accuracy, monitor the layers, and log both."""
         for name, parameter in self.raw.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
@@ -254,7 +257,7 @@ class PhaseTrainer:
                 )
             progress.console.print(
                 f"{self.name} epoch {self.epoch + 1}/{self.phase.epochs}: loss {line['loss']:.4f}, "
-                f"test accuracy {line['test_accuracy']:.2%}",
+                f"test accuracy {line['test_accuracy']:.2%}, {speed}",
                 highlight=False,
             )
         figures = {f"{self.name}/{key}": line[key] for key in ("loss", "lr", "test_accuracy")}

@@ -58,8 +58,8 @@ class Recipe(Section):
         ``"bf16"``, ``"fp16"`` or None. Sums of codes are exact in all three.
     fast_convolutions
         In the ternary phase on a CPU, compute the sums of convolutions with the engine's kernels,
-        and their gradients in the dtype of ``mixed_precision`` (:mod:`fatnn_rs.nn.mixed`). The sums
-        are the same integers. Not with ``compile``.
+        their gradients in the dtype of ``mixed_precision``, and FATNN's activations in one pass
+        (:mod:`fatnn_rs.nn.mixed`). Sums and codes are the same. Not with ``compile``.
     verify_images
         Test images whose codes are compared between PyTorch and Rust at the end; None: all.
     """
