@@ -14,11 +14,9 @@ import torch
 from torch import nn
 
 import fatnn_rs
-from fatnn_rs import ConfigError, FatnnError
+from fatnn_rs import ConfigError
 from fatnn_rs.models.cifar_fast import CifarFast, whiten_
 from fatnn_rs.models.digits import DigitsNet
-from fatnn_rs.nn.mixed import fast_convolutions
-from fatnn_rs.quant.fatnn import FatnnActivation, FatnnUint2
 from fatnn_rs.train.data import ProcessShard, load_data
 from fatnn_rs.train.optimizer import MatrixMomentum, build_optimizer, orthogonalize
 from fatnn_rs.train.phase import PhaseTrainer, _schedule
@@ -233,126 +231,6 @@ def test_whitened_outputs_have_unit_variance_and_both_signs() -> None:
         whiten_(nn.Conv2d(3, 16, 2), images)
 
 
-@pytest.mark.parametrize(
-    ("weight", "act"),
-    [("fatnn", "ternary"), ("fatnn", "uint2"), ("lsq", "ternary"), ("binary", "binary"),
-     ("dorefa", "uint2"), ("ttq", "ternary"), ("sttn", "ternary")],
-)  # fmt: skip
-@pytest.mark.parametrize("signed", [False, True])
-def test_fast_convolutions_give_the_same_sums_and_gradients(
-    weight: str, act: str, signed: bool
-) -> None:
-    if signed and act == "uint2":
-        pytest.skip("uint2 has no signed range")
-    torch.manual_seed(0)
-    x = torch.randn(3, 6, 9, 7)
-    model = nn.Sequential(
-        nn.Conv2d(6, 8, 1),  # the first and the last layer stay float
-        nn.Hardtanh(-2.0, 2.0) if signed else nn.ReLU(),
-        nn.Conv2d(8, 8, 3, stride=2, padding=(2, 1), groups=2),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 2, dilation=2, padding_mode="circular", padding=1),
-        nn.Conv2d(8, 2, 1),
-    )
-    config = fatnn_rs.TernaryConfig(weight=weight, act=act, depthwise="ternary")
-    fatnn_rs.prepare(model, config, example_inputs=x)
-    found = {}
-    for fast in (False, True):
-        for autocast in (False, True):
-            copied = copy.deepcopy(model).train()
-            with fast_convolutions(fast):
-                y = copied[:2](x)
-                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    y = copied[2:5](y)
-                out = copied[5](y)
-            out.square().sum().backward()
-            gradients = {name: p.grad for name, p in copied.named_parameters()}
-            found[fast, autocast] = y.detach(), gradients
-    # Gradients of steps and scales are sums of terms of both signs, so that the error of bfloat16
-    # does not shrink with the sum.
-    for autocast, tolerance, least in ((False, 1e-5, 0.0), (True, 0.02, 5e-4)):
-        (fast, ours), (slow, torchs) = found[True, autocast], found[False, autocast]
-        assert torch.equal(fast, slow)
-        for name, other in torchs.items():
-            if other is not None:
-                one = ours[name]
-                assert one is not None, name
-                assert (one - other).norm() <= tolerance * other.norm() + least, name
-
-
-def _as_view(x: torch.Tensor, kind: str) -> torch.Tensor:
-    """Return ``x`` in another place in memory."""
-    if kind == "channels last":
-        return x.to(memory_format=torch.channels_last)
-    if kind == "transposed":
-        return x.transpose(2, 3).contiguous().transpose(2, 3)
-    if kind == "between elements":
-        bytes_of = torch.zeros(x.numel() * 4 + 1, dtype=torch.uint8)
-        made = torch.frombuffer(bytes_of.numpy(), dtype=torch.float32, offset=1, count=x.numel())
-        return made.view(x.shape).copy_(x)
-    return x
-
-
-@pytest.mark.parametrize("kind", ["", "channels last", "transposed", "between elements"])
-@pytest.mark.parametrize("quantizer", [FatnnActivation, FatnnUint2])
-def test_fused_quantizers_equal_their_formula(
-    quantizer: type[FatnnActivation] | type[FatnnUint2], kind: str
-) -> None:
-    torch.manual_seed(0)
-    made = quantizer()
-    made(torch.rand(64).mul_(3.0))  # initialises the steps
-    with torch.no_grad():
-        for i, alpha in enumerate(made.parameters()):
-            alpha.mul_(1.0 + 0.3 * i)
-    edge = float(1.0 / made.alpha1.detach())
-    x = torch.rand(3, 8, 21, 17).mul_(6.0).sub_(1.0)
-    special = [0.0, -0.0, edge, edge / 2, 0.5 / edge, 1e-40]
-    x.view(-1)[: len(special)] = torch.tensor(special)
-    gradient = torch.randn(x.shape)
-    found = []
-    for fast in (False, True):
-        leaf = _as_view(x.clone(), kind).requires_grad_()
-        made.zero_grad()
-        with fast_convolutions(fast):
-            codes = made(leaf)
-        codes.backward(gradient)
-        assert leaf.grad is not None
-        steps = torch.stack([alpha.grad for alpha in made.parameters()])
-        found.append((codes.detach(), leaf.grad, steps))
-        assert ("Steps" in type(codes.grad_fn).__name__) == (fast and kind in ("", "channels last"))
-    (codes, to_x, to_steps), (fused, fused_to_x, fused_to_steps) = found
-    assert torch.equal(codes, fused)
-    assert not torch.signbit(fused).any()
-    assert torch.equal(to_x, fused_to_x)
-    torch.testing.assert_close(to_steps, fused_to_steps, rtol=1e-4, atol=1e-3)
-    # Not above: the formula's gradient of a step multiplies infinity by 0.
-    ends = torch.tensor([float("nan"), float("inf"), -float("inf")], requires_grad=True)
-    with fast_convolutions():
-        codes = made(ends)
-    assert codes[0].isnan()
-    assert codes[1:].tolist() == [made.levels[-1], 0.0]
-    codes.sum().backward()
-    assert ends.grad is not None
-    assert ends.grad.tolist() == [0.0, 0.0, 0.0]
-
-
-def test_fast_convolutions_pass_nan_on(tmp_path: Path) -> None:
-    model = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(3)])
-    x = torch.rand(2, 3, 4, 4)
-    fatnn_rs.prepare(model, fatnn_rs.TernaryConfig(depthwise="ternary"), example_inputs=x)
-    broken = x.clone()
-    broken[0, 0, 0, 0] = torch.nan
-    with fast_convolutions():
-        assert model(broken).isnan().any()
-        with torch.no_grad():
-            model[1].weight[0] = torch.nan
-        assert model(x).isnan().any()
-    options = ("float=null", "ternary.distill=0", "fast_convolutions=true")
-    diverging = ("ternary.optimizer=sgd", "ternary.lr=1e30")
-    with pytest.raises(FatnnError, match="the loss became nan"):
-        train_recipe(tmp_path, "digits", *SHORT[2:], *options, *diverging)
-
-
 @pytest.mark.parametrize("weight", ["fatnn", "sttn", "twn"])
 @pytest.mark.parametrize("optimizer", ["adamw", "normalized-sgd"])
 def test_no_code_flips_while_weights_are_frozen(
@@ -392,6 +270,24 @@ def test_no_code_flips_while_weights_are_frozen(
     assert not any(key.endswith("/flips") for key in last["layers"])
     assert any(key.endswith("/flips") for key in log[-3]["layers"])
     check_finished_run(result, tmp_path)
+
+
+def test_the_codes_of_a_computed_weight_are_frozen() -> None:
+    from fatnn_rs.nn.layers import TernaryConv2d
+
+    layer = TernaryConv2d(4, 4, 3)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    names = {id(parameter): name for name, parameter in layer.named_parameters()}
+    frozen = {names[id(parameter)] for parameter in layer.code_parameters()}
+    assert frozen == {
+        "weight_quant.alpha_neg",
+        "weight_quant.alpha_pos",
+        "parametrizations.weight.original0",
+        "parametrizations.weight.original1",
+    }
+    assert set(names.values()) - frozen == {
+        "bias", "scale", "act_quant.alpha1", "act_quant.alpha2",
+    }  # fmt: skip
 
 
 def test_short_training_options_run_together(tmp_path: Path) -> None:

@@ -87,6 +87,18 @@ class TernaryLayer(QuantizedLayer):
         """The learned factor per output channel, [out], under either of its names."""
         return self._parameters[self._scale_key]
 
+    def code_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters on which the codes of the weights depend.
+
+        These are all but the bias, the scale and the activation quantizer's: a weight may be
+        computed from several, as by ``torch.nn.utils.parametrizations``.
+        """
+        for name, parameter in self.named_parameters():
+            first, *rest = name.split(".")
+            owner = rest[0] if first == "parametrizations" else first
+            if owner not in ("bias", self._scale_key, "act_quant"):
+                yield parameter
+
     def _add_quantizers(
         self,
         quantizer: str,

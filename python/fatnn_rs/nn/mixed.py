@@ -4,8 +4,8 @@ Three parts, which :func:`fast_convolutions` switches on:
 
 - Under autocast, the gradient of a convolution of codes is computed in autocast's dtype, as that of
   a float convolution. The codes are exact in bfloat16 and float16, so only the gradient is rounded.
-- The engine's kernels compute the sums, and multiply them by the layer's scale. They are the
-  integers that ``torch``'s float32 convolution gives.
+- The engine's kernels compute the sums, which are the integers that ``torch``'s float32
+  convolution gives, and multiply them by the layer's scale.
 - FATNN's quantizers of unsigned activations, and their gradients, take one pass over memory each
   (:mod:`fatnn_rs.quant.fused`).
 """
@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops import prepack
-from fatnn_rs.quant.base import WeightQuantizer
-from fatnn_rs.quant.fused import FAST
+from fatnn_rs.quant.base import ActivationQuantizer, WeightQuantizer
+from fatnn_rs.quant.fused import FAST, runs_in_engine
 
 __all__ = ["FastProduct", "fast_convolutions", "fast_product"]
 
@@ -34,7 +34,12 @@ _KINDS = {"half": (0, 1, 2), "full": (-1, 0, 1), "uint2": (0, 1, 2, 3)}
 
 @contextmanager
 def fast_convolutions(enabled: bool = True) -> Iterator[None]:
-    """Run convolutions of codes by :func:`fast_product` inside a ``with`` block, if possible."""
+    """Use the engine in forward passes inside a ``with`` block, where possible.
+
+    Call ``backward`` inside the block, too, if a part of the model is checkpointed
+    (``torch.utils.checkpoint``), because it then runs the forward again. Gradients of gradients are
+    not supported.
+    """
     token = FAST.set(enabled)
     try:
         yield
@@ -44,7 +49,7 @@ def fast_convolutions(enabled: bool = True) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FastProduct:
-    """Multiplies the codes of a Conv2d: see :func:`fast_product`. The sums are whole numbers.
+    """Multiplies the codes of a Conv2d: see :func:`fast_product`.
 
     Attributes
     ----------
@@ -52,21 +57,28 @@ class FastProduct:
         Stride, padding and dilation.
     groups
         As of the layer.
-    kind
-        Kind of activations in the engine; None if it has none for the layer's levels.
+    quantizer
+        The layer's activation quantizer. Its first batch may decide its levels.
     narrow
-        Dtype in which gradients are computed.
+        Dtype in which gradients are computed; None: that of the codes.
     """
 
     geometry: tuple[Any, Any, Any]
     groups: int
-    kind: str | None
-    narrow: torch.dtype
+    quantizer: ActivationQuantizer
+    narrow: torch.dtype | None
 
     def __call__(self, codes: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Return the sums times ``scale``, [out], in the dtype of ``codes``."""
-        result: Tensor = _Convolution.apply(codes, weight, scale, self)
-        return result
+        """Return the sums, whole numbers, times ``scale``, [out], in the dtype of ``codes``."""
+        levels = set(self.quantizer.levels)
+        kind = next((kind for kind, known in _KINDS.items() if levels <= set(known)), None)
+        sums: Tensor
+        if scale is None or self.narrow != torch.float16:
+            sums = _Convolution.apply(codes, weight, scale, self, kind)
+            return sums
+        # In float16, the gradient may overflow if it is not scaled first.
+        sums = _Convolution.apply(codes, weight, None, self, kind)
+        return sums * scale.to(sums.dtype).view(-1, 1, 1)
 
 
 def fast_product(layer: Any, x: Tensor, padding: Any) -> FastProduct | None:
@@ -81,19 +93,16 @@ def fast_product(layer: Any, x: Tensor, padding: Any) -> FastProduct | None:
     padding
         Zeros to add on both sides of the codes, as ``Conv2d.padding``.
     """
-    if not FAST.get() or torch.compiler.is_compiling():
-        return None
-    if x.device.type != "cpu" or x.dim() != 4 or isinstance(padding, str):
+    if not runs_in_engine(x) or x.dim() != 4 or isinstance(padding, str):
         return None
     weights = getattr(layer, "weight_quant", None)  # int8 layers have none
     if not isinstance(weights, WeightQuantizer) or weights.refused:
         return None
-    narrow = torch.float32
+    narrow = None
     if torch.is_autocast_enabled("cpu"):
         narrow = torch.get_autocast_dtype("cpu")
-    levels = set(layer.act_quant.levels)
-    kind = next((kind for kind, known in _KINDS.items() if levels <= set(known)), None)
-    return FastProduct((layer.stride, padding, layer.dilation), layer.groups, kind, narrow)
+    geometry = (layer.stride, padding, layer.dilation)
+    return FastProduct(geometry, layer.groups, layer.act_quant, narrow)
 
 
 def _engine_sums(
@@ -105,8 +114,9 @@ def _engine_sums(
     edges = [level - 0.5 for level in _KINDS[kind][1:]]
     packed = torch.ops.fatnn_rs.quantize(codes, edges, how.groups)
     panels = prepack(weight.to(torch.int8).contiguous(), how.groups, kind)
+    factor = None if scale is None else scale.float()
     result: Tensor = torch.ops.fatnn_rs.conv_float(
-        packed, panels, scale, None, None, False, len(weight), weight.shape[2:], *how.geometry
+        packed, panels, factor, None, None, False, len(weight), weight.shape[2:], *how.geometry
     )
     return result
 
@@ -123,13 +133,20 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, codes: Tensor, weight: Tensor, scale: Tensor | None, how: FastProduct
+        ctx: Any,
+        codes: Tensor,
+        weight: Tensor,
+        scale: Tensor | None,
+        how: FastProduct,
+        kind: str | None,
     ) -> Tensor:
-        ctx.save_for_backward(codes.to(how.narrow), weight, scale)
+        ctx.save_for_backward(codes.to(how.narrow or codes.dtype), weight, scale)
         ctx.how, ctx.dtype = how, codes.dtype
-        if how.kind is not None and codes.dtype == torch.float32 and codes.numel():
+        # torch refuses other numbers of channels, in its words.
+        fits = codes.numel() and codes.shape[1] == weight.shape[1] * how.groups
+        if fits and kind is not None and codes.dtype == torch.float32:
             with suppress(InputError):  # NaN: torch passes it on, and the loss shows it.
-                return _engine_sums(codes, weight, scale, how, how.kind)
+                return _engine_sums(codes, weight, scale, how, kind)
         stride, padding, dilation = how.geometry
         sums = torch.conv2d(codes, weight, None, stride, padding, dilation, how.groups)
         # + 0.0 turns -0.0 into 0.0.
@@ -155,4 +172,5 @@ class _Convolution(torch.autograd.Function):
             if for_scale:
                 to_scale = (to_weight * weight).flatten(1).sum(1).to(scale.dtype)
             to_weight = to_weight if factor is None else to_weight * factor
-        return None if to_codes is None else to_codes.to(ctx.dtype), to_weight, to_scale, None
+        to_codes = None if to_codes is None else to_codes.to(ctx.dtype)
+        return to_codes, to_weight, to_scale, None, None

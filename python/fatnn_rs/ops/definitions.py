@@ -136,6 +136,11 @@ def _check_conv(
     return codes.shape[0], height, width
 
 
+def _new_map(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return a new channels-last tensor: no view, so that callers may change it in place."""
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+
+
 def conv_acc(
     codes: Tensor,
     weight: Tensor,
@@ -164,9 +169,7 @@ def conv_acc(
     batch, height, width = _check_conv(
         "conv_acc", codes, weight, out_channels, (kernel, stride, padding, dilation)
     )
-    return codes.new_empty((batch, height, width, out_channels), dtype=torch.int32).permute(
-        0, 3, 1, 2
-    )
+    return _new_map(codes, (batch, out_channels, height, width), torch.int32)
 
 
 def conv_codes(
@@ -254,9 +257,7 @@ def conv_float(
     check_vector(
         "conv_float", "residual", residual, (batch, out_channels, height, width), torch.float32
     )
-    return codes.new_empty((batch, height, width, out_channels), dtype=torch.float32).permute(
-        0, 3, 1, 2
-    )
+    return _new_map(codes, (batch, out_channels, height, width), torch.float32)
 
 
 def conv_int8(

@@ -12,12 +12,13 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from fatnn_rs import _core
 
-__all__ = ["FAST", "fused_steps"]
+__all__ = ["FAST", "fused_steps", "runs_in_engine"]
 
 #: Whether training uses the engine's kernels where it can.
 FAST: ContextVar[bool] = ContextVar("fast_convolutions", default=False)
@@ -36,30 +37,52 @@ def fused_steps(x: Tensor, alphas: Sequence[Tensor]) -> Tensor | None:
     Returns
     -------
     Tensor or None
-        The codes, with gradients for ``x`` and ``alphas``. None if this call must use the
-        quantizer's own formula: outside of training, outside of ``fast_convolutions``, on another
-        device, for other dtypes and memory formats, and inside ``torch.compile``.
+        The codes, with gradients for ``x`` and ``alphas``, which have no gradients of their own.
+        Infinities and NaN do not reach the gradients of ``alphas``. None if this call must use the
+        quantizer's own formula: if :func:`runs_in_engine` is false, no gradient of a step is
+        needed, or ``x`` has another dtype or memory format.
     """
-    if not FAST.get() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if not runs_in_engine(x) or x.dtype != torch.float32 or not x.numel():
         return None
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
+    if not torch.is_grad_enabled() or not any(alpha.requires_grad for alpha in alphas):
         return None
-    if not (_channels_last(x) or x.is_contiguous()) or x.is_neg() or x.data_ptr() % 4:
+    if not _dense(x) or not _as_array(x):
         return None
     codes: Tensor = _Steps.apply(x, *alphas)
     return codes
+
+
+def runs_in_engine(x: Tensor) -> bool:
+    """Whether ``fast_convolutions`` is on, and ``x`` is a tensor whose memory can be read now.
+
+    Not in ``torch.compile``, for fake tensors and subclasses, nor while a dispatch mode traces.
+    """
+    return (
+        FAST.get()
+        and not torch.compiler.is_compiling()
+        and type(x) in (Tensor, nn.Parameter)
+        and x.device.type == "cpu"
+        and not _get_current_dispatch_mode_stack()
+    )
+
+
+def _dense(x: Tensor) -> bool:
+    return x.is_contiguous() or _channels_last(x)
 
 
 def _channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def _as_array(x: Tensor) -> bool:
+    """Whether a NumPy array can be a view of float32 memory."""
+    return not x.is_neg() and x.data_ptr() % 4 == 0
+
+
 def _flat(x: Tensor) -> Any:
-    """View a tensor's memory as a one-dimensional array."""
+    """View a dense tensor's memory as a one-dimensional array."""
     dense = x.detach()
-    if _channels_last(dense) and not dense.is_contiguous():
-        dense = dense.permute(0, 2, 3, 1)
-    return dense.reshape(-1).numpy()
+    return (dense if dense.is_contiguous() else dense.permute(0, 2, 3, 1)).view(-1).numpy()
 
 
 class _Steps(torch.autograd.Function):
@@ -79,8 +102,10 @@ class _Steps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         x, *alphas = ctx.saved_tensors
+        if not _dense(x):  # A hook on saved tensors may change the memory format.
+            x = x.contiguous()
         gradient = grads[0]
-        if gradient.stride() != x.stride():
+        if gradient.stride() != x.stride() or not _as_array(gradient):
             gradient = torch.empty_like(x).copy_(gradient)
         to_x = torch.empty_like(x)
         to_alphas = _core.quantize_steps_gradient(

@@ -192,7 +192,7 @@ class PhaseTrainer:
         accelerator.backward(loss)
         if self._frozen():
             for layer in self.monitor.layers.values():
-                for parameter in (layer.weight, *layer.weight_quant.parameters()):
+                for parameter in layer.code_parameters():
                     parameter.grad = None  # Optimizers skip it, weight decay included.
         if phase.clip is not None:
             accelerator.clip_grad_norm_(self.model.parameters(), phase.clip)
@@ -241,7 +241,7 @@ class PhaseTrainer:
             images = next(iter(job.data.test_batches(job.recipe.monitor.images)))[0]
             states = self.monitor.look(images.to(accelerator.device))
             if self._frozen():  # That no code flips is no reason to warn.
-                states = [replace(state, flips=None) for state in states]
+                states = [replace(state, flips=state.flips or None) for state in states]
             line["warnings"] = [
                 text for state in states for text in state.warnings(job.recipe.monitor.dead)
             ]
