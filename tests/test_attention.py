@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs import TernaryConfig
+from fatnn_rs import TernaryConfig, convert, prepare, verify
+from fatnn_rs.convert.structure import same_values
+from fatnn_rs.convert.transformer import unmasked_forward
 from fatnn_rs.nn.attention import attention_class
 from whole_models import BOTH, names, whole
 
@@ -96,3 +98,39 @@ def test_attention_with_float_projections_equals_torch(
     if mask in ("none", "bool"):
         one, other = given(x[0], y[0], y[0]), wanted(x[0], y[0], y[0])
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (5, 16), (2, 5, 16)])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("more", [{}, {"add_bias_kv": True, "add_zero_attn": True}])
+def test_the_traceable_attention_equals_the_eager_one(
+    shape: tuple[int, ...], batch_first: bool, need_weights: bool, more: dict[str, bool]
+) -> None:
+    """Conversion compares only outputs, which may be constant whatever the attention computes."""
+    torch.manual_seed(0)
+    quantized = nn.MultiheadAttention(16, 4, batch_first=batch_first, **more)
+    x = torch.randn(shape)
+    prepare(quantized, TernaryConfig(first="ternary", last="ternary"))
+    quantized.train()(x, x, x)  # initialises the steps
+    quantized.eval()
+    expected = quantized(x, x, x, need_weights=need_weights)
+    traced = unmasked_forward(quantized, quantized.forward)(x, x, x, need_weights=need_weights)
+    assert same_values(expected, traced) == ""
+
+
+def test_an_attention_on_one_token_without_a_batch_is_converted() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(33, 1, batch_first=True)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y, weights = self.attention(x, x, x)
+            return y * 0.0, weights  # of one token, always 1
+
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(1, 33)
+    prepare(model, TernaryConfig(first="ternary", last="ternary"), example_inputs=x)
+    net = convert(model.eval(), x)
+    assert verify(model, net, x).codes_different == 0

@@ -49,11 +49,11 @@ def _attention(module: Any, forward: Forward) -> Forward:
             return forward(query, key, value, *args, **kwargs)
         inputs = (query, key, value)
         if not module.batch_first:
-            inputs = tuple(x.transpose(0, 1) for x in inputs)
+            inputs = tuple(x.transpose(0, -2) for x in inputs)  # without a batch, no change
         y, weights = attend(module, *inputs, need_weights=need_weights)
         if weights is not None and average:
-            weights = weights.mean(1)
-        return (y if module.batch_first else y.transpose(0, 1)), weights
+            weights = weights.mean(-3)
+        return (y if module.batch_first else y.transpose(0, -2)), weights
 
     return run
 

@@ -82,6 +82,8 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute attention without branches on shapes, so that torch.fx can trace it.
 
+    Without N, all shapes below lack it.
+
     Parameters
     ----------
     module
@@ -107,12 +109,12 @@ def attend(
         for projection, x in zip(INPUT_PROJECTIONS, (query, key, value), strict=True)
     )
     if module.bias_k is not None:
-        k = torch.cat([k, module.bias_k.expand(k.shape[0], 1, -1)], 1)
-        v = torch.cat([v, module.bias_v.expand(v.shape[0], 1, -1)], 1)
+        k = torch.cat([k, module.bias_k[0].expand_as(k[..., :1, :])], -2)
+        v = torch.cat([v, module.bias_v[0].expand_as(v[..., :1, :])], -2)
     if module.add_zero_attn:
         k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
     heads = (module.num_heads, module.embed_dim // module.num_heads)
-    q, k, v = (torch.unflatten(x, -1, heads).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (torch.unflatten(x, -1, heads).transpose(-3, -2) for x in (q, k, v))
     dropout = module.dropout if module.training else 0.0
     if need_weights:
         scores = torch.matmul(q * math.sqrt(1.0 / heads[1]), k.transpose(-2, -1))
@@ -125,7 +127,7 @@ def attend(
     else:
         weights = None
         y = functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-    y = module.out_proj(y.transpose(1, 2).flatten(2))
+    y = module.out_proj(y.transpose(-3, -2).flatten(-2))
     return y, weights
 
 
