@@ -280,3 +280,22 @@ def test_gradients_of_doubles_stay_doubles() -> None:
         assert layer.weight.grad is not None
         found.append((x.grad, layer.weight.grad))
     torch.testing.assert_close(found[0], found[1], rtol=1e-13, atol=1e-13)
+
+
+def test_the_gradient_of_a_scale_before_a_batch_norm_is_not_lost_in_bfloat16() -> None:
+    """BatchNorm divides by the deviation, so it is nearly 0, and Adam would follow any error."""
+    layer, x = _conv(), torch.rand(8, 8, 6, 5)
+    assert layer.learned_scale is not None
+    with torch.no_grad():
+        layer.learned_scale.mul_(100.0)  # BatchNorm's epsilon matters less
+    norm, target = nn.BatchNorm2d(6), torch.randn(8, 6, 6, 5)
+    found = []
+    for fast in (False, True):
+        layer.zero_grad()
+        with fast_convolutions(fast), torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        (norm(y) * target).sum().backward()
+        assert layer.learned_scale.grad is not None
+        found.append(layer.learned_scale.grad)
+    assert found[0].abs().max() < 1e-3
+    torch.testing.assert_close(found[0], found[1], rtol=0.0, atol=1e-4)

@@ -14,6 +14,7 @@ __all__ = [
     "MAX_MACS",
     "Network",
     "__version__",
+    "channel_dots",
     "check_graph",
     "conv_acc",
     "conv_codes",
@@ -87,6 +88,7 @@ def quantize_steps_gradient(
     gradient: NDArray[np.float32],
     to_x: NDArray[np.float32],
 ) -> list[float]: ...
+def channel_dots(a: NDArray[np.float32], b: NDArray[np.float32], channels: int) -> list[float]: ...
 def pack_codes(
     codes: NDArray[np.int8], groups: int = 1, code_type: str = "ternary"
 ) -> NDArray[np.uint8]: ...

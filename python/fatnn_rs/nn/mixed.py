@@ -5,7 +5,7 @@ Three parts, which :func:`fast_convolutions` switches on:
 - Under autocast, the gradient of a convolution of codes is computed in autocast's dtype, as that of
   a float convolution. The codes are exact in bfloat16 and float16, so only the gradient is rounded.
 - The engine's kernels compute the sums, which are the integers that ``torch``'s float32
-  convolution gives, and multiply them by the layer's scale.
+  convolution gives.
 - FATNN's quantizers of unsigned activations, and their gradients, take one pass over memory each
   (:mod:`fatnn_rs.quant.fused`).
 """
@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops import prepack
 from fatnn_rs.quant.base import ActivationQuantizer, WeightQuantizer
-from fatnn_rs.quant.fused import FAST, runs_in_engine
+from fatnn_rs.quant.fused import FAST, channel_dots, runs_in_engine
 
 __all__ = ["FastProduct", "fast_convolutions", "fast_product"]
 
@@ -105,18 +105,27 @@ def fast_product(layer: Any, x: Tensor, padding: Any) -> FastProduct | None:
     return FastProduct(geometry, layer.groups, layer.act_quant, narrow)
 
 
-def _engine_sums(
-    codes: Tensor, weight: Tensor, scale: Tensor | None, how: FastProduct, kind: str
-) -> Tensor:
+def _sums(codes: Tensor, weight: Tensor, how: FastProduct, kind: str | None) -> Tensor:
+    """Convolve codes: in the engine, if it can, else in torch."""
+    # torch refuses other numbers of channels, in its words.
+    fits = codes.numel() and codes.shape[1] == weight.shape[1] * how.groups
+    if fits and kind is not None and codes.dtype == torch.float32:
+        with suppress(InputError):  # NaN: torch passes it on, and the loss shows it.
+            return _engine_sums(codes, weight, how, kind)
+    stride, padding, dilation = how.geometry
+    sums = torch.conv2d(codes, weight, None, stride, padding, dilation, how.groups)
+    return sums.round_().add_(0.0)  # + 0.0 turns -0.0 into 0.0
+
+
+def _engine_sums(codes: Tensor, weight: Tensor, how: FastProduct, kind: str) -> Tensor:
     """Convolve codes in the engine; an :class:`InputError` if an operand holds NaN."""
     if not bool(weight.isfinite().all()):
         raise InputError("the weight codes hold NaN")
     edges = [level - 0.5 for level in _KINDS[kind][1:]]
     packed = torch.ops.fatnn_rs.quantize(codes, edges, how.groups)
     panels = prepack(weight.to(torch.int8).contiguous(), how.groups, kind)
-    factor = None if scale is None else scale.float()
     result: Tensor = torch.ops.fatnn_rs.conv_float(
-        packed, panels, factor, None, None, False, len(weight), weight.shape[2:], *how.geometry
+        packed, panels, None, None, None, False, len(weight), weight.shape[2:], *how.geometry
     )
     return result
 
@@ -124,11 +133,10 @@ def _engine_sums(
 class _Convolution(torch.autograd.Function):
     """``scale`` times the convolution of codes, with gradients in a narrower dtype.
 
-    With sums ``a = conv(codes, w)`` and the gradient ``g`` of ``scale * a``, the gradient of
-    ``codes`` is that of a convolution with the weights ``scale * w``. One with ``g``, not
-    ``scale * g``, gives ``d``, from which the gradient of ``w`` is ``scale * d``, and that of
-    ``scale`` the sum of ``w * d`` over a channel's weights, because it is linear in ``w``. So no
-    pass over a whole map is needed.
+    With the gradient ``g`` of the result, that of ``codes`` is that of a convolution with the
+    weights ``scale * w``, and that of ``w`` is ``scale`` times that of a convolution, so that no
+    whole map is multiplied. The gradient of ``scale`` is computed from the sums in float32: it is
+    nearly 0 if a BatchNorm follows, and then an error of bfloat16 would be many times as large.
     """
 
     @staticmethod
@@ -140,23 +148,18 @@ class _Convolution(torch.autograd.Function):
         how: FastProduct,
         kind: str | None,
     ) -> Tensor:
-        ctx.save_for_backward(codes.to(how.narrow or codes.dtype), weight, scale)
+        sums = _sums(codes, weight, how, kind)
+        kept = scale is not None and scale.requires_grad
+        ctx.save_for_backward(
+            codes.to(how.narrow or codes.dtype), weight, scale, sums if kept else None
+        )
         ctx.how, ctx.dtype = how, codes.dtype
-        # torch refuses other numbers of channels, in its words.
-        fits = codes.numel() and codes.shape[1] == weight.shape[1] * how.groups
-        if fits and kind is not None and codes.dtype == torch.float32:
-            with suppress(InputError):  # NaN: torch passes it on, and the loss shows it.
-                return _engine_sums(codes, weight, scale, how, kind)
-        stride, padding, dilation = how.geometry
-        sums = torch.conv2d(codes, weight, None, stride, padding, dilation, how.groups)
-        # + 0.0 turns -0.0 into 0.0.
-        exact = sums.round_().add_(0.0)
-        return exact if scale is None else exact * scale.to(exact.dtype).view(-1, 1, 1)
+        return sums if scale is None else sums * scale.to(sums.dtype).view(-1, 1, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        codes, weight, scale = ctx.saved_tensors
+        codes, weight, scale, sums = ctx.saved_tensors
         how: FastProduct = ctx.how
         stride, padding, dilation = how.geometry
         for_codes, for_weight, for_scale = ctx.needs_input_grad[:3]
@@ -164,13 +167,11 @@ class _Convolution(torch.autograd.Function):
         scaled = weight if factor is None else weight * factor
         to_codes, to_weight, _ = torch.ops.aten.convolution_backward(
             grads[0].to(codes.dtype), codes, scaled.to(codes.dtype), None, stride, padding,
-            dilation, False, [0, 0], how.groups, [for_codes, for_weight or for_scale, False],
+            dilation, False, [0, 0], how.groups, [for_codes, for_weight, False],
         )  # fmt: skip
-        to_scale = None
         if to_weight is not None:
             to_weight = to_weight.to(weight.dtype)
-            if for_scale:
-                to_scale = (to_weight * weight).flatten(1).sum(1).to(scale.dtype)
             to_weight = to_weight if factor is None else to_weight * factor
+        to_scale = channel_dots(sums, grads[0]).to(scale.dtype) if for_scale else None
         to_codes = None if to_codes is None else to_codes.to(ctx.dtype)
         return to_codes, to_weight, to_scale, None, None

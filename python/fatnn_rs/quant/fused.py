@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from fatnn_rs import _core
 
-__all__ = ["FAST", "fused_steps", "runs_in_engine"]
+__all__ = ["FAST", "channel_dots", "fused_steps", "runs_in_engine"]
 
 #: Whether training uses the engine's kernels where it can.
 FAST: ContextVar[bool] = ContextVar("fast_convolutions", default=False)
@@ -83,6 +83,17 @@ def _flat(x: Tensor) -> Any:
     """View a dense tensor's memory as a one-dimensional array."""
     dense = x.detach()
     return (dense if dense.is_contiguous() else dense.permute(0, 2, 3, 1)).view(-1).numpy()
+
+
+def channel_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``(a * b).sum((0, 2, 3))`` of two maps [N, C, H, W]: [C]."""
+    maps = (a, b)
+    if not a.numel() or not all(x.dtype == torch.float32 and _as_array(x) for x in maps):
+        return (a * b).sum((0, 2, 3))
+    one, other = (
+        _flat(x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)) for x in maps
+    )
+    return a.new_tensor(_core.channel_dots(one, other, a.shape[1]))
 
 
 class _Steps(torch.autograd.Function):

@@ -105,6 +105,23 @@ pub(crate) fn quantize_steps_gradient(
     })
 }
 
+/// Sums of products per channel, of two arrays of pixels with that many channels.
+#[pyfunction]
+#[pyo3(signature = (a, b, channels))]
+pub(crate) fn channel_dots(
+    py: Python<'_>,
+    a: &Bound<'_, PyAny>,
+    b: &Bound<'_, PyAny>,
+    channels: usize,
+) -> PyResult<Vec<f32>> {
+    guarded(py, || {
+        let a = ReadonlyArray::<f32>::new(a, "a", None)?;
+        let b = ReadonlyArray::<f32>::new(b, "b", None)?;
+        let (a, b) = (a.slice()?, b.slice()?);
+        detached(py, || steps::channel_dots(a, b, channels))
+    })
+}
+
 /// Packs codes (pixels, channels) to (pixels, bytes).
 #[pyfunction]
 #[pyo3(signature = (codes, groups = 1, code_type = "ternary"))]

@@ -38,6 +38,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(codes::quantize, module)?,
         wrap_pyfunction!(codes::quantize_steps, module)?,
         wrap_pyfunction!(codes::quantize_steps_gradient, module)?,
+        wrap_pyfunction!(codes::channel_dots, module)?,
         wrap_pyfunction!(codes::pack_codes, module)?,
         wrap_pyfunction!(codes::unpack_codes, module)?,
         wrap_pyfunction!(weights::prepack, module)?,

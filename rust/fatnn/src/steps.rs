@@ -1,5 +1,5 @@
-//! Training: FATNN's quantizer of unsigned activations, and its gradient, each in one pass over
-//! memory.
+//! Training: FATNN's quantizer of unsigned activations, its gradient, and the gradient of a scale
+//! per channel, each in one pass over memory.
 //!
 //! With step reciprocals `α₁, …, αₙ` and edges `e₀ = 0`, `eᵢ = eᵢ₋₁ + 1/αᵢ`:
 //!
@@ -12,8 +12,8 @@
 //! and more for the gradient.
 
 use crate::error::{Result, bad_value, check_len};
-use crate::kernels::{Level, StepCodes, StepGradient};
-use crate::parallel;
+use crate::kernels::{ChannelDots, Level, StepCodes, StepGradient};
+use crate::{memory, parallel};
 
 /// Elements whose sums are added in float32; sums of blocks are added in float64. Blocks do not
 /// depend on the number of threads.
@@ -86,7 +86,7 @@ fn gradient_of<const N: usize>(
 ) -> Result<Vec<f32>> {
     let (level, steps) = (Level::usable()?, steps::<N>(alphas));
     let whole = x.len() / BLOCK * BLOCK;
-    let mut sums = crate::memory::filled("sums of blocks", x.len() / BLOCK + 1, [[0.0; 2]; N])?;
+    let mut sums = memory::filled("sums of blocks", x.len() / BLOCK + 1, [[0.0; 2]; N])?;
     let of = |first: usize, to_x: &mut [f32]| {
         let range = first..first + to_x.len();
         let work = StepGradient { x: &x[range.clone()], gradient: &gradient[range], steps, to_x };
@@ -114,6 +114,35 @@ fn gradient_of<const N: usize>(
             (total(i, 1) + later / (alpha(i) * alpha(i))) as f32
         })
         .collect()) // small: two or three
+}
+
+/// `Σ a·b` over the pixels, for every channel: the gradient of a scale per channel, if `a` has what
+/// it multiplies and `b` the gradient of the product. Both hold pixels of `channels` floats.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if lengths differ or are not whole pixels; otherwise as
+/// [`quantize_steps_gradient`].
+pub fn channel_dots(a: &[f32], b: &[f32], channels: usize) -> Result<Vec<f32>> {
+    check_len("b", a.len(), b.len())?;
+    let pixels = a.len().checked_div(channels).unwrap_or(0);
+    check_len("a", pixels.saturating_mul(channels), a.len())?;
+    let mut total = memory::filled("sums of channels", channels, 0.0f64)?;
+    let level = Level::usable()?;
+    let block = (BLOCK / channels.max(1)).max(1) * channels;
+    let mut sums =
+        memory::filled("sums of blocks", a.len().div_ceil(block.max(1)) * channels, 0.0)?;
+    let cost = a.len().saturating_mul(COST);
+    parallel::for_each_rows(&mut sums, channels, 1, cost, |first, sums| {
+        for (i, sums) in sums.chunks_mut(channels).enumerate() {
+            let start = (first + i) * block;
+            let range = start..(start + block).min(a.len());
+            level.run(ChannelDots { a: &a[range.clone()], b: &b[range], sums });
+        }
+    })?;
+    for sums in sums.chunks(channels.max(1)) {
+        total.iter_mut().zip(sums).for_each(|(total, &sum)| *total += f64::from(sum));
+    }
+    Ok(total.into_iter().map(|sum| sum as f32).collect()) // small: one per channel
 }
 
 #[cfg(test)]
@@ -224,6 +253,24 @@ mod tests {
     }
 
     #[test]
+    fn dots_of_channels_equal_a_plain_sum_on_any_number_of_threads() {
+        let _threads = ThreadCount::lock();
+        for (pixels, channels) in [(0, 3), (1, 1), (5, 7), (700, 64), (3, 5000), (90_000, 3)] {
+            let whole = |i: usize| ((i * 7919 % 13) as f32) - 6.0;
+            let a: Vec<f32> = (0..pixels * channels).map(whole).collect();
+            let b: Vec<f32> = (0..pixels * channels).map(|i| whole(i + 3)).collect();
+            let expected: Vec<f32> = (0..channels)
+                .map(|c| (0..pixels).map(|p| a[p * channels + c] * b[p * channels + c]).sum())
+                .collect();
+            for threads in [1, 2, 5] {
+                set_num_threads(threads).unwrap();
+                assert_eq!(channel_dots(&a, &b, channels).unwrap(), expected);
+            }
+        }
+        assert!(channel_dots(&[], &[], 0).unwrap().is_empty());
+    }
+
+    #[test]
     fn wrong_sizes_are_refused() {
         let refused = |error: crate::Error, part: &str| {
             assert!(error.to_string().contains(part), "{error}");
@@ -235,5 +282,8 @@ mod tests {
         };
         refused(gradient(&[0.0], &[1.0; 2]), "gradient of the codes");
         refused(gradient(&[0.0; 2], &[1.0; 4]), "got 4");
+        refused(channel_dots(&[0.0; 4], &[0.0; 3], 2).unwrap_err(), "b");
+        refused(channel_dots(&[0.0; 4], &[0.0; 4], 3).unwrap_err(), "a");
+        refused(channel_dots(&[0.0; 4], &[0.0; 4], 0).unwrap_err(), "a");
     }
 }

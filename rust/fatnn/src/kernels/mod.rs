@@ -113,7 +113,7 @@ pub use popcount::PopcountMode;
 pub(crate) use quantize::{BLOCK_PIXELS, Quantize, QuantizeInput};
 pub(crate) use registry::for_layout;
 pub use registry::{available, available_for, detected, detected_for, named};
-pub(crate) use steps::{StepCodes, StepGradient};
+pub(crate) use steps::{ChannelDots, StepCodes, StepGradient};
 pub use tiled::TiledKernel;
 pub(crate) use tiled::{BLOCK, MAX_COLUMNS, MAX_MR, TileRows, Tiles};
 pub(crate) use vector::Level;

@@ -1,4 +1,4 @@
-//! A quantizer of learned steps and its gradient: plain loops. [`crate::steps`] says what they
+//! A quantizer of learned steps, its gradient, and that of a scale: plain loops. [`crate::steps`] says what they
 //! compute.
 
 use super::isa::Simd;
@@ -85,4 +85,25 @@ fn element<const N: usize>(
         add(i, 1, if inside { gradient * distance } else { 0.0 });
     }
     to_x
+}
+
+/// Adds `a·b` of every pixel to the sums of its channels, one per element of `sums`.
+pub(crate) struct ChannelDots<'a> {
+    pub a: &'a [f32],
+    pub b: &'a [f32],
+    pub sums: &'a mut [f32],
+}
+
+impl VectorLoop for ChannelDots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let channels = self.sums.len();
+        for (a, b) in self.a.chunks_exact(channels).zip(self.b.chunks_exact(channels)) {
+            for ((sum, &a), &b) in self.sums.iter_mut().zip(a).zip(b) {
+                *sum += a * b;
+            }
+        }
+    }
 }
