@@ -188,3 +188,27 @@ def test_slices_between_ternary_layers_stay_in_the_engine(tmp_path: Path) -> Non
     net = convert(halves.eval(), x)
     assert len(net.segments) == 1
     assert not any(row.reason for row in net.report.rows)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_file_keeps_what_the_memory_format_of_weights_decides(
+    channels: int, memory_format: torch.memory_format, tmp_path: Path
+) -> None:
+    """torch adds in another order in channels-last memory; files hold contiguous weights."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(channels, 16, 5, stride=2, padding=2)
+    model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(16, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    x = torch.randn(50, channels, 28, 28)
+    prepare(model, example_inputs=x)
+    model.eval().to(memory_format=memory_format)
+    net = convert(model, x[:2])
+    fatnn_rs.save(net, tmp_path / "net.safetensors")
+    seen: list[torch.Tensor] = []
+    for one in (net, fatnn_rs.load(tmp_path / "net.safetensors")):
+        one.run_observed(
+            (x,), lambda node, value, read: seen.append(value) if node.op == "conv2d" else None
+        )
+    expected = first(x)
+    assert len(seen) >= 2
+    assert all(torch.equal(value, expected) for value in seen if value.shape == expected.shape)
