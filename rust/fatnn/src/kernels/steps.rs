@@ -1,5 +1,5 @@
-//! A quantizer of learned steps, its gradient, and that of a scale: plain loops. [`crate::steps`] says what they
-//! compute.
+//! Training: a quantizer of learned steps, its gradient, and that of a scale, as plain loops.
+//! [`crate::steps`] says what they compute.
 
 use super::isa::Simd;
 use super::vector::VectorLoop;
