@@ -22,6 +22,7 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     ),
     (&["parallel"], &["config", "error", "kernels", "memory"]),
     (&["quantize"], &["codec", "epilogue", "error", "kernels", "parallel", "transpose"]),
+    (&["steps"], &["error", "kernels", "memory", "parallel"]),
     (&["pack"], &["codec", "dtype", "error", "kernels", "memory"]),
     (
         &["conv"],
