@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from fatnn_rs import _core
+from fatnn_rs.ops.kernels import aligned_array, follow_torch_threads
 
 __all__ = ["FAST", "channel_dots", "fused_steps", "runs_in_engine"]
 
@@ -46,7 +47,8 @@ def fused_steps(x: Tensor, alphas: Sequence[Tensor]) -> Tensor | None:
         return None
     if not torch.is_grad_enabled() or not any(alpha.requires_grad for alpha in alphas):
         return None
-    if not _dense(x) or not _as_array(x):
+    # Elsewhere, a copy for each call would cost what one pass saves.
+    if not _dense(x) or x.is_neg() or x.data_ptr() % x.element_size():
         return None
     codes: Tensor = _Steps.apply(x, *alphas)
     return codes
@@ -74,21 +76,15 @@ def _channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _as_array(x: Tensor) -> bool:
-    """Whether a NumPy array can be a view of float32 memory."""
-    return not x.is_neg() and x.data_ptr() % 4 == 0
-
-
 def _flat(x: Tensor) -> Any:
-    """View a dense tensor's memory as a one-dimensional array."""
-    dense = x.detach()
-    return (dense if dense.is_contiguous() else dense.permute(0, 2, 3, 1)).view(-1).numpy()
+    """View a dense tensor's memory as a one-dimensional array, as :func:`aligned_array` does."""
+    return aligned_array((x if x.is_contiguous() else x.permute(0, 2, 3, 1)).detach().view(-1))
 
 
 def channel_dots(a: Tensor, b: Tensor) -> Tensor:
     """Return ``(a * b).sum((0, 2, 3))`` of two maps [N, C, H, W]: [C]."""
     maps = (a, b)
-    if not a.numel() or not all(x.dtype == torch.float32 and _as_array(x) for x in maps):
+    if not a.numel() or any(x.dtype != torch.float32 for x in maps):
         return (a * b).sum((0, 2, 3))
     one, other = (
         _flat(x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)) for x in maps
@@ -101,8 +97,6 @@ class _Steps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *alphas: Tensor) -> Tensor:
-        from fatnn_rs.ops.kernels import follow_torch_threads
-
         ctx.save_for_backward(x, *alphas)
         codes = torch.empty_like(x)
         follow_torch_threads()
@@ -116,7 +110,7 @@ class _Steps(torch.autograd.Function):
         if not _dense(x):  # A hook on saved tensors may change the memory format.
             x = x.contiguous()
         gradient = grads[0]
-        if gradient.stride() != x.stride() or not _as_array(gradient):
+        if gradient.stride() != x.stride():
             gradient = torch.empty_like(x).copy_(gradient)
         to_x = torch.empty_like(x)
         to_alphas = _core.quantize_steps_gradient(

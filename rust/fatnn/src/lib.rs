@@ -11,7 +11,7 @@
 //! | [`conv`] | 1-D and 2-D convolution of codes and of int8; a linear layer is a 1×1 convolution over one pixel |
 //! | [`epilogue`] | what follows a product: thresholds to codes, or scale and bias to float32 |
 //! | [`quantize`] | float activations to codes |
-//! | [`steps`] | training: a quantizer of learned steps, and its gradient |
+//! | [`steps`] | training: a quantizer of learned steps, its gradient, and that of a scale |
 //! | [`pool`] | max pooling on codes |
 //! | [`dtype`] | names of element types: activations, weights, codes, values, tensors |
 //! | [`graph`] | networks as data: typed nodes, the table of operations, checks, the canonical file |
