@@ -17,6 +17,7 @@ import fatnn_rs
 from fatnn_rs import ConfigError
 from fatnn_rs.models.cifar_fast import CifarFast, whiten_
 from fatnn_rs.models.digits import DigitsNet
+from fatnn_rs.train import phase as training
 from fatnn_rs.train.data import ProcessShard, load_data
 from fatnn_rs.train.optimizer import MatrixMomentum, build_optimizer, orthogonalize
 from fatnn_rs.train.phase import PhaseTrainer, _schedule
@@ -44,6 +45,12 @@ def digits_data(*settings: str):  # type: ignore[no-untyped-def]
         ("ternary.freeze_epochs=-1", "ternary.freeze_epochs: .*greater than or equal to 0"),
         ("ternary={epochs: 2, lr: 1, freeze_epochs: 2}", "freeze_epochs must be less.*2 of 2"),
         ("float={epochs: 2, lr: 1, freeze_epochs: 1}", "only the ternary phase has codes"),
+        ("ternary={epochs: 2, lr: 1, distill_epochs: [0, 1]}", "is .0, 1., but distill is 0"),
+        ("ternary.distill_epochs=[3, 3]", "start < stop <= epochs, got .3, 3. of"),
+        ("ternary.distill_epochs=[0, 1000]", "start < stop <= epochs, got .0, 1000. of"),
+        ("ternary.distill_epochs=[-1, 2]", "start < stop <= epochs, got .-1, 2. of"),
+        ("ternary.distill_epochs=[1]", "ternary.distill_epochs"),
+        ("ternary.distill_epochs=[0.5, 2]", "ternary.distill_epochs"),
         ("augment={crop: 1, pad: edge}", "augment.pad: .*'zero' or 'reflect', got 'edge'"),
         ("augment.flip=sometimes", "augment.flip.*got 'sometimes'"),
         ("whiten_images=-5", "whiten_images: .*got -5"),
@@ -252,8 +259,8 @@ def test_no_code_flips_while_weights_are_frozen(
 
     ternary: set[str] = set()
     monkeypatch.setattr(PhaseTrainer, "_end_of_epoch", watch)
-    phase = f"{{epochs: 4, lr: 0.05, optimizer: {optimizer}, weight_decay: 0.1, freeze_epochs: 2}}"
-    settings = (f"ternary={phase}", f"quantize.weight={weight}")
+    frozen = f"{{epochs: 4, lr: 0.05, optimizer: {optimizer}, weight_decay: 0.1, freeze_epochs: 2}}"
+    settings = (f"ternary={frozen}", f"quantize.weight={weight}")
     result = train_recipe(tmp_path, "digits", *SHORT, *settings)
     assert len(states) == 4
     assert ternary < states[0].keys()
@@ -270,6 +277,28 @@ def test_no_code_flips_while_weights_are_frozen(
     assert not any(key.endswith("/flips") for key in last["layers"])
     assert any(key.endswith("/flips") for key in log[-3]["layers"])
     check_finished_run(result, tmp_path)
+
+
+def test_distillation_in_some_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    divergence, train_epoch = training._divergence, PhaseTrainer._train_epoch
+    epochs: list[int] = []
+    epoch = 0
+
+    def start(trainer: PhaseTrainer, *arguments: Any) -> None:
+        nonlocal epoch
+        epoch = trainer.epoch
+        train_epoch(trainer, *arguments)
+
+    def watch(*arguments: Any) -> torch.Tensor:
+        epochs.append(epoch)
+        return divergence(*arguments)
+
+    monkeypatch.setattr(PhaseTrainer, "_train_epoch", start)
+    monkeypatch.setattr(training, "_divergence", watch)
+    ternary = "ternary={epochs: 4, lr: 0.01, distill: 0.5, distill_epochs: [1, 3]}"
+    train_recipe(tmp_path, "digits", *SHORT, ternary)
+    assert set(epochs) == {1, 2}
+    assert epochs.count(1) == epochs.count(2)
 
 
 def test_the_codes_of_a_computed_weight_are_frozen() -> None:

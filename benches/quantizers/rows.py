@@ -78,6 +78,18 @@ OPTIONS: dict[str, Row] = {
     "distill": _ablation(
         "distillation, half of the loss", "ternary.distill=0.5", "ternary.temperature=2"
     ),
+    "distill-early": _ablation(
+        "distillation in epochs 1 and 2",
+        "ternary.distill=0.5",
+        "ternary.temperature=2",
+        "ternary.distill_epochs=[0, 2]",
+    ),
+    "distill-late": _ablation(
+        "distillation in epoch 3",
+        "ternary.distill=0.5",
+        "ternary.temperature=2",
+        "ternary.distill_epochs=[2, 3]",
+    ),
     "smoothing-0": _ablation("no label smoothing", "ternary.label_smoothing=0"),
     "normalized-sgd": _ablation(
         "normalised SGD",

@@ -177,7 +177,7 @@ class PhaseTrainer:
             logits = self.model(x)
         check_logits(f"model {self.job.recipe.model!r}, in training mode,", logits)
         loss = functional.cross_entropy(logits.float(), y, label_smoothing=phase.label_smoothing)
-        if self.teacher is not None:
+        if self.teacher is not None and phase.distills(self.epoch):
             with torch.no_grad(), accelerator.autocast():
                 answers = self.teacher(x).float()
             loss = (1.0 - phase.distill) * loss + phase.distill * _divergence(

@@ -80,6 +80,9 @@ class Phase(Section):
     distill
         Weight of the distillation loss (divergence from the float model's outputs) in the total
         loss. Ternary phase only.
+    distill_epochs
+        ``(start, stop)``: distillation only in the epochs ``start`` to ``stop - 1``, counted from
+        0, and the plain loss in the others; None: in all of them.
     temperature
         Temperature of the distillation.
     clip
@@ -110,6 +113,7 @@ class Phase(Section):
     warmup_epochs: float = Field(default=0.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     distill: float = Field(default=0.0, ge=0, le=1)
+    distill_epochs: tuple[int, int] | None = None
     temperature: float = Field(default=1.0, gt=0)
     clip: float | None = Field(default=None, gt=0)
     norm_images: int = Field(default=0, ge=0)
@@ -131,6 +135,8 @@ class Phase(Section):
             raise ValueError(
                 f"freeze_epochs must be less than epochs, got {self.freeze_epochs} of {self.epochs}"
             )
+        if self.distill_epochs is not None:
+            self._check_distill_epochs(*self.distill_epochs)
         transforms = self.renormalize or self.optimizer in ("muon", "normalized-sgd")
         if self.momentum_others is not None and not transforms:
             raise ValueError(
@@ -143,6 +149,23 @@ class Phase(Section):
                 "renormalize=false"
             )
         return self
+
+    def _check_distill_epochs(self, start: int, stop: int) -> None:
+        if not self.distill:
+            raise ValueError(
+                f"distill_epochs is [{start}, {stop}], but distill is 0; set distill, or leave out "
+                "distill_epochs"
+            )
+        if not 0 <= start < stop <= self.epochs:
+            raise ValueError(
+                "distill_epochs must be [start, stop] with 0 <= start < stop <= epochs, got "
+                f"[{start}, {stop}] of {self.epochs}"
+            )
+
+    def distills(self, epoch: int) -> bool:
+        """Whether the loss of an epoch, counted from 0, has a part from the float model."""
+        start, stop = self.distill_epochs or (0, self.epochs)
+        return self.distill > 0 and start <= epoch < stop
 
 
 class Quantize(Section):
