@@ -276,6 +276,26 @@ WRONG_GRAPHS: dict[str, tuple[Any, str]] = {
     "unknown field": (_put("relu", "code", "import os"), "unknown fields"),
     "unknown layout": (_attr("conv2d", "layout", "diagonal"), "unknown layout"),
     "unknown layout of an input": (_attr("input", "layout", "diagonal"), "unknown layout"),
+    "layouts of tensors as a list": (
+        lambda graph, arrays: graph.update(layouts=["order:1,0"]),
+        "layouts must be an object of strings",
+    ),
+    "a layout of a tensor that is no string": (
+        lambda graph, arrays: graph.update(layouts={next(iter(arrays)): 1}),
+        "layouts must be an object of strings",
+    ),
+    "an unknown layout of a tensor": (
+        lambda graph, arrays: graph.update(layouts={next(iter(arrays)): "order:0,0"}),
+        "layouts: tensor .* unknown layout",
+    ),
+    "a layout of another rank": (
+        lambda graph, arrays: graph.update(layouts={next(iter(arrays)): "order:1,2,3,4,5,6,7,0"}),
+        "layouts: .* does not fit .* dimensions",
+    ),
+    "a layout of no tensor": (
+        lambda graph, arrays: graph.update(layouts={"nowhere": "order:1,0"}),
+        'layouts: there is no tensor "nowhere"',
+    ),
     "an order with a dimension twice": (
         _attr("input", "layout", "order:0,2,2,1"),
         "unknown layout",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_slices_between_ternary_layers_stay_in_the_engine(tmp_path: Path) -> Non
 def test_a_file_keeps_what_the_memory_format_of_weights_decides(
     channels: int, memory_format: torch.memory_format, tmp_path: Path
 ) -> None:
-    """torch adds in another order in channels-last memory; files hold contiguous weights."""
+    """torch adds in another order in channels-last memory; a file's tensors are row-major."""
     torch.manual_seed(0)
     first = nn.Conv2d(channels, 16, 5, stride=2, padding=2)
     model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(16, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
@@ -212,3 +213,41 @@ def test_a_file_keeps_what_the_memory_format_of_weights_decides(
     expected = first(x)
     assert len(seen) >= 2
     assert all(torch.equal(value, expected) for value in seen if value.shape == expected.shape)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+@pytest.mark.parametrize("weight", list(permutations(range(3))), ids=str)
+@pytest.mark.parametrize(
+    "kind", ["linear", "conv1d", "conv2d", "conv2d 1x1", "conv_transpose1d", "conv_transpose2d"]
+)
+def test_a_file_keeps_the_memory_order_of_weights(
+    kind: str, weight: tuple[int, ...], batch: int, tmp_path: Path
+) -> None:
+    layer, shape = {
+        "linear": (nn.Linear(70, 33), (70,)),
+        "conv1d": (nn.Conv1d(70, 33, 3), (70, 9)),
+        "conv2d": (nn.Conv2d(20, 33, 3), (20, 9, 9)),
+        "conv2d 1x1": (nn.Conv2d(20, 33, 1), (20, 9, 9)),
+        "conv_transpose1d": (nn.ConvTranspose1d(20, 33, 3), (20, 9)),
+        "conv_transpose2d": (nn.ConvTranspose2d(20, 33, 3), (20, 9, 9)),
+    }[kind]
+    order = [dim for dim in weight if dim < layer.weight.dim()] + list(range(3, layer.weight.dim()))
+    back = [order.index(dim) for dim in range(len(order))]
+    layer.weight = nn.Parameter(layer.weight.detach().permute(order).contiguous().permute(back))
+    x = torch.randn(batch, *shape)
+    expected = layer(x)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(expected[0].numel(), 4))
+    prepare(model, TernaryConfig(last="ternary"), x)
+    net = convert(model.eval(), x)
+    fatnn_rs.save(net, tmp_path / "net.safetensors")
+    loaded = fatnn_rs.load(tmp_path / "net.safetensors")
+    seen: list[torch.Tensor] = []
+    for one in (net, loaded):
+        one.run_observed((x,), lambda node, value, read: seen.append(value))
+    seen = [value for value in seen if value.shape == expected.shape and value.dtype == x.dtype]
+    assert len(seen) >= 2
+    assert all(torch.equal(value, expected) for value in seen)
+    fatnn_rs.save(loaded, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (
+        tmp_path / "net.safetensors"
+    ).read_bytes()

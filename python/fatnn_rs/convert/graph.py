@@ -151,14 +151,16 @@ class Graph:
         """Keep a copy of a tensor under ``name``, or a numbered variant of it; return its name.
 
         ``dtype`` names the type of weights that are codes, as :attr:`dtypes` does. With ``own``
-        the tensor belongs to the graph already and is kept itself.
+        the tensor belongs to the graph already and is kept itself. Floats keep the order of their
+        dimensions in memory, on which the order of torch's additions depends.
         """
         free, number = name, 1
         while free in self.tensors:
             number += 1
             free = f"{name}.{number}"
         kept = tensor.detach()
-        self.tensors[free] = (kept if own else kept.clone()).contiguous()
+        kept = kept if own else kept.clone()
+        self.tensors[free] = kept if kept.is_floating_point() else kept.contiguous()
         if dtype is not None:
             self.dtypes[free] = dtype
         return free

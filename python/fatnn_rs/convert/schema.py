@@ -10,13 +10,15 @@ The JSON of a graph::
                ...],
      "outputs": {"value": "fc"},
      "notes": ["..."],
-     "arguments": [{"name": "x", "tensor": true, "positional": true, "keyword": true}, ...]}
+     "arguments": [{"name": "x", "tensor": true, "positional": true, "keyword": true}, ...],
+     "layouts": {"fc.weight": "order:1,0"}}
 
 Nodes are in execution order, so a node reads only earlier ones. ``outputs`` is a value,
 ``{"list": [...]}``, ``{"tuple": [...]}``, ``{"dict": {...}}``, ``{"constant": ...}``,
 ``{"ordered_dict": [[key, ...], ...]}``, or ``{"dict_items": [[key, ...], ...]}`` for a dict whose
 keys are not sorted. ``arguments`` describes the call (:mod:`fatnn_rs.signature`); it is absent if
-every argument is a tensor named like its input. The table of operations
+every argument is a tensor named like its input. ``layouts`` has the memory formats of tensors that
+are not row-major in the model (:func:`fatnn_rs.convert.memory_format.layout_of`). The table of operations
 (:mod:`fatnn_rs.operations`) defines attributes and tensors.
 """
 
@@ -30,6 +32,7 @@ from typing import Any
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node, Ref
+from fatnn_rs.convert.memory_format import in_layout, layout_of
 from fatnn_rs.convert.structure import Container, ordered_dict
 from fatnn_rs.signature import Argument, argument_to_json, arguments_from_json
 
@@ -89,6 +92,12 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
     plain_call = tuple(Argument(node.name) for node in graph.nodes if node.op == "input")
     if graph.arguments not in ((), plain_call):
         made["arguments"] = [argument_to_json(argument) for argument in graph.arguments]
+    layouts = {name: layout_of(tensor) for name, tensor in graph.tensors.items()}
+    layouts = {
+        name: layout for name, layout in layouts.items() if layout not in ("any", "contiguous")
+    }
+    if layouts:  # A file's tensors are row-major, and torch's sums depend on the memory order.
+        made["layouts"] = layouts
     return made
 
 
@@ -131,4 +140,6 @@ def graph_from_json(data: Any, tensors: Mapping[str, Tensor], dtypes: Mapping[st
     inputs = [node.name for node in nodes if node.op == "input"]
     arguments = arguments_from_json(data.get("arguments"), inputs)
     outputs = _outputs_from_json(data["outputs"])
-    return Graph(nodes, dict(tensors), outputs, list(data["notes"]), arguments, dtypes=dict(dtypes))
+    layouts = data.get("layouts", {})
+    ordered = {name: in_layout(x, layouts.get(name, "any")) for name, x in tensors.items()}
+    return Graph(nodes, ordered, outputs, list(data["notes"]), arguments, dtypes=dict(dtypes))

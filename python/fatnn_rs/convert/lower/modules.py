@@ -27,7 +27,7 @@ from fatnn_rs.convert.lower import (
 from fatnn_rs.convert.lower import functions as rows
 from fatnn_rs.convert.lower.conv_params import pad_before, split_padding, window
 from fatnn_rs.convert.lower.lowering import Lowering, Row
-from fatnn_rs.convert.lower.products import conv_layout, linear_node
+from fatnn_rs.convert.lower.products import linear_node
 
 __all__ = ["MODULES", "module_row"]
 
@@ -83,7 +83,7 @@ def _conv(dims: int) -> Row:
             "padding": padding,
             "dilation": window(module.dilation, dims),
             "groups": module.groups,
-            "layout": conv_layout(ctx, input, module.weight),
+            "layout": ctx.seen(input).layout,
         }
         return ctx.emit(
             f"conv{dims}d", [name], attrs, {"weight": module.weight, "bias": module.bias}

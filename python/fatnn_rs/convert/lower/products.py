@@ -21,9 +21,8 @@ from torch.nn import functional
 
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower.lowering import Lowering, Row
-from fatnn_rs.convert.memory_format import layout_of
 
-__all__ = ["FUNCTIONS", "METHODS", "constant_tensors", "conv_layout", "layouts", "linear_node"]
+__all__ = ["FUNCTIONS", "METHODS", "constant_tensors", "layouts", "linear_node"]
 
 _aten = torch.ops.aten
 
@@ -41,15 +40,6 @@ def constant_tensors(ctx: Lowering, given: dict[str, Any]) -> dict[str, Tensor |
 def layouts(ctx: Lowering, *values: Any) -> str:
     """Return the memory formats of values as the ``layout`` attribute of a node."""
     return "|".join(ctx.seen(value).layout for value in values)
-
-
-def conv_layout(ctx: Lowering, input: Any, weight: Any) -> str:
-    """Return the memory format in which torch computes a convolution with a constant weight.
-
-    It is channels last if the input or the weight is. A file holds contiguous weights, so the
-    input has to say it.
-    """
-    return "channels_last" if layout_of(weight) == "channels_last" else ctx.seen(input).layout
 
 
 def linear(ctx: Lowering, input: Any, weight: Any, bias: Any = None) -> Ref | None:
@@ -125,7 +115,7 @@ def conv(dims: int) -> Row:
             return None
         if not all(isinstance(v, int) for v in (*numbers, groups)) or len(numbers) != 3 * dims:
             return None
-        attrs |= {"groups": groups, "layout": conv_layout(ctx, input, tensors["weight"])}
+        attrs |= {"groups": groups, "layout": ctx.seen(input).layout}
         return ctx.emit(f"conv{dims}d", [name], attrs, tensors)
 
     return row

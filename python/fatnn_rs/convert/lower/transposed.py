@@ -13,7 +13,6 @@ from fatnn_rs import _core
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.levels import is_two_bit
 from fatnn_rs.convert.lower.lowering import Lowering, Row
-from fatnn_rs.convert.lower.products import conv_layout
 from fatnn_rs.convert.lower.spatial import block_attrs, example_sizes, fix_all_sizes, sizes_of
 from fatnn_rs.ops.kernels import aligned_array
 
@@ -206,11 +205,10 @@ def _emit_transposed(
 ) -> Ref:
     keys = ("stride", "padding", "output_padding", "dilation")
     attrs = {key: [int(n) for n in value] for key, value in zip(keys, how[:4], strict=True)}
-    layout = conv_layout(ctx, input, tensors["weight"])
     return ctx.emit(
         f"conv_transpose{dims}d",
         [name],
-        {**attrs, "groups": int(how[4]), "layout": layout},
+        {**attrs, "groups": int(how[4]), "layout": ctx.seen(input).layout},
         tensors,
     )
 

@@ -3,7 +3,7 @@
 //! [`Graph::parse`] has already checked the types of fields and attributes. This module checks each
 //! node against its tensors and its inputs. Every message names the node and its layer.
 
-use super::graph::{Graph, NodeView, Source, Tensors};
+use super::graph::{Graph, Layout, NodeView, Source, Tensors};
 use super::op::Op;
 use super::ops::OpInfo;
 use crate::dtype::{TensorType, ValueType};
@@ -49,6 +49,22 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
         let unread: Vec<_> = tensors.keys().filter(|name| !named.contains(name)).take(5).collect();
         if !unread.is_empty() {
             return Err(Error::Graph { why: format!("no node uses the tensors {unread:?}") });
+        }
+    }
+    for (name, layout) in &graph.layouts {
+        let Some(tensor) = tensors.get(name) else {
+            return Err(Error::Graph { why: format!("layouts: there is no tensor {name:?}") });
+        };
+        let rank = tensor.shape().len();
+        let fits = match layout {
+            Layout::Any | Layout::Contiguous => true,
+            Layout::ChannelsLast => rank == 4,
+            Layout::Order(dims) => rank == dims.len(),
+        };
+        if !fits {
+            return Err(Error::Graph {
+                why: format!("layouts: {layout:?} does not fit {name:?} of {rank} dimensions"),
+            });
         }
     }
     let mut codes = None;

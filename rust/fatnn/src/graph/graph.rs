@@ -166,6 +166,8 @@ pub struct Graph {
     pub notes: Vec<String>,
     /// How Python calls the network; `None` if it takes one array per input.
     pub arguments: Option<Json>,
+    /// Memory orders that the model's tensors had, by name. The tensors here are row-major.
+    pub layouts: BTreeMap<String, Layout>,
 }
 
 impl Graph {

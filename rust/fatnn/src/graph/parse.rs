@@ -6,11 +6,15 @@
 //!             "dtype": {"codes": "ternary", "channels": 64, "groups": 1},
 //!             "attrs": {"stride": [1, 1], "act": "half", ...},
 //!             "tensors": {"weight": "conv1.codes"}, "note": "..."}, ...],
-//!  "outputs": {"value": "fc"}, "notes": ["..."], "arguments": [{...}, ...]}
+//!  "outputs": {"value": "fc"}, "notes": ["..."], "arguments": [{...}, ...],
+//!  "layouts": {"fc.weight": "order:1,0"}}
 //! ```
 //!
 //! `dtype` is the type of the node's value: a name such as `"float32"`, or an object for codes. An
 //! input may have any PyTorch type.
+//!
+//! `layouts` says which tensors the model had in another memory order than the file's, which is
+//! row-major. PyTorch adds in another order there. The engine reads all tensors as row-major.
 //!
 //! `outputs` is a value, `{"list": [...]}`, `{"tuple": [...]}`, `{"dict": {...}}`,
 //! `{"constant": ...}`, `{"ordered_dict": [[key, ...], ...]}` or
@@ -28,7 +32,7 @@ use super::tensor::MAX_RANK;
 use super::{BuildError, types};
 use crate::error::{Error, Result};
 
-const GRAPH_FIELDS: [&str; 4] = ["nodes", "outputs", "notes", "arguments"];
+const GRAPH_FIELDS: [&str; 5] = ["nodes", "outputs", "notes", "arguments", "layouts"];
 const NODE_FIELDS: [&str; 9] =
     ["name", "op", "inputs", "attrs", "tensors", "layer", "dtype", "shape", "note"];
 
@@ -61,6 +65,7 @@ pub(super) fn graph(json: &Json, source: Source) -> Result<Graph> {
     {
         return Err(invalid("arguments must be a list of objects"));
     }
+    let layouts = tensor_layouts(graph.get("layouts"))?;
     let list = graph
         .get("nodes")
         .and_then(Json::as_array)
@@ -79,7 +84,22 @@ pub(super) fn graph(json: &Json, source: Source) -> Result<Graph> {
         reader.node(position, node)?;
     }
     let outputs = reader.outputs(&json["outputs"])?;
-    Ok(Graph { nodes: reader.nodes, outputs, notes, arguments: arguments.cloned() })
+    Ok(Graph { nodes: reader.nodes, outputs, notes, arguments: arguments.cloned(), layouts })
+}
+
+/// Memory orders of tensors by name.
+fn tensor_layouts(json: Option<&Json>) -> Result<BTreeMap<String, Layout>> {
+    let Some(json) = json else { return Ok(BTreeMap::new()) };
+    let wrong = || invalid("layouts must be an object of strings");
+    let named = json.as_object().ok_or_else(wrong)?;
+    named
+        .iter()
+        .map(|(name, layout)| {
+            let layout = layout_of(Some(layout.as_str().ok_or_else(wrong)?))
+                .map_err(|why| invalid(format!("layouts: tensor {name:?}: {why}")))?;
+            Ok((name.clone(), layout))
+        })
+        .collect()
 }
 
 /// The items of a JSON list of strings; `None` if the value is anything else.
