@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fatnn_rs.config import TernaryConfig
 
@@ -15,6 +15,26 @@ class Section(BaseModel):
     """Options by name. Others are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``true`` and ``false`` for numbers, which pydantic takes as 1 and 0."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        given = value if isinstance(value, (list, tuple)) else (value,)
+        if any(isinstance(item, bool) for item in given) and _is_number(kind):
+            raise ValueError("expected a number")
+        return value
+
+
+def _is_number(kind: Any) -> bool:
+    """Whether an annotation is a number, perhaps optional or in a tuple, and no bool."""
+    if get_origin(kind) is dict:
+        return False
+    kinds = get_args(kind) or (kind,)
+    return bool not in kinds and any(
+        item in (int, float) or (get_origin(item) is tuple and _is_number(item)) for item in kinds
+    )
 
 
 class Augment(Section):
