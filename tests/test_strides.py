@@ -251,3 +251,32 @@ def test_a_file_keeps_the_memory_order_of_weights(
     assert (tmp_path / "again.safetensors").read_bytes() == (
         tmp_path / "net.safetensors"
     ).read_bytes()
+
+
+class Einsum(nn.Module):
+    """A float layer, einsum with a parameter, and the layer ``q``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.q = nn.Linear(70, 8), nn.Linear(5, 4)
+        self.weight = nn.Parameter(torch.randn(8, 5))
+
+    def product(self, x: Tensor) -> Tensor:
+        return torch.einsum("bi,io->bo", functional.relu(self.first(x)), self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.q(self.product(x))
+        return result
+
+
+@pytest.mark.parametrize("example", [1, 8])
+def test_einsum_adds_in_its_own_order_at_any_batch_size(example: int) -> None:
+    torch.manual_seed(0)
+    model, x = Einsum(), torch.randn(example, 70)
+    prepare(model, TernaryConfig(last="ternary"), x)
+    net = convert(model.eval(), x)
+    assert not any(node.op == "torch" for node in net.graph.nodes)
+    for batch in (1, 2, 3, 8, 64):
+        x, seen = torch.randn(batch, 70), {}
+        net.run_observed((x,), lambda node, value, read, seen=seen: seen.update({node.op: value}))
+        assert torch.equal(seen["matmul"][0], model.product(x))

@@ -18,8 +18,8 @@ Nodes are in execution order, so a node reads only earlier ones. ``outputs`` is 
 ``{"ordered_dict": [[key, ...], ...]}``, or ``{"dict_items": [[key, ...], ...]}`` for a dict whose
 keys are not sorted. ``arguments`` describes the call (:mod:`fatnn_rs.signature`); it is absent if
 every argument is a tensor named like its input. ``layouts`` has the memory formats of tensors that
-are not row-major in the model (:func:`fatnn_rs.convert.memory_format.layout_of`). The table of operations
-(:mod:`fatnn_rs.operations`) defines attributes and tensors.
+are not row-major in the model (:func:`fatnn_rs.convert.memory_format.layout_of`). The table of
+operations (:mod:`fatnn_rs.operations`) defines attributes and tensors.
 """
 
 from __future__ import annotations

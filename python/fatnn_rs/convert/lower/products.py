@@ -198,13 +198,18 @@ class _Einsum:
         )
 
     def shapes(self, sizes: dict[str, int]) -> tuple[list[int], list[int], list[int]]:
-        """Return ``reshape`` arguments: of both operands, and of the result before permuting."""
+        """Return ``reshape`` arguments: of both operands, and of the result before permuting.
+
+        Without a batch, the product has a batch of one. So torch runs ``bmm`` as in ``einsum``,
+        which may add in another order than ``mm``.
+        """
         batch = [0] * len(self.batch)
         summed = math.prod(sizes[c] for c in self.summed)
         free = [sizes[c] for c in (*self.rows, *self.columns)]
         if not self.batch and free:
             free[0] = -1
-        return [*batch, -1, summed], [*batch, summed, -1], [*batch, *free]
+        lead = batch or [1]
+        return [*lead, -1, summed], [*lead, summed, -1], [*batch, *free]
 
 
 def _reshaped(x: Tensor, shape: list[int]) -> Tensor:
@@ -240,13 +245,13 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
         assert name is not None
         shape = [shapes[i][dim] for dim in orders[i]]
         name = _step(ctx, "permute", name, {"dims": orders[i]}, shape)
-        lead = shape[: len(form.batch)]
+        lead = shape[: len(form.batch)] or [1]
         rest = math.prod(shape) // max(math.prod(lead) * made[i][-1 - (i == 1)], 1)
         ends = [rest, made[0][-1]] if i == 0 else [made[0][-1], rest]
         parts.append(_step(ctx, "reshape", name, {"shape": made[i]}, [*lead, *ends]))
-        if len(form.batch) + 2 < len(shape):
+        if len(lead) + 2 < len(shape):
             ctx.fixed_size_values.append(name)
-    lead = [sizes[c] for c in form.batch]
+    lead = [sizes[c] for c in form.batch] or [1]
     ends = [math.prod(sizes[c] for c in group) for group in (form.rows, form.columns)]
     suffix = f"_matmul_{len(ctx.graph.nodes)}"
     attrs = {"layout": "any|any"}
