@@ -276,26 +276,6 @@ WRONG_GRAPHS: dict[str, tuple[Any, str]] = {
     "unknown field": (_put("relu", "code", "import os"), "unknown fields"),
     "unknown layout": (_attr("conv2d", "layout", "diagonal"), "unknown layout"),
     "unknown layout of an input": (_attr("input", "layout", "diagonal"), "unknown layout"),
-    "layouts of tensors as a list": (
-        lambda graph, arrays: graph.update(layouts=["order:1,0"]),
-        "layouts must be an object of strings",
-    ),
-    "a layout of a tensor that is no string": (
-        lambda graph, arrays: graph.update(layouts={next(iter(arrays)): 1}),
-        "layouts must be an object of strings",
-    ),
-    "an unknown layout of a tensor": (
-        lambda graph, arrays: graph.update(layouts={next(iter(arrays)): "order:0,0"}),
-        "layouts: tensor .* unknown layout",
-    ),
-    "a layout of another rank": (
-        lambda graph, arrays: graph.update(layouts={next(iter(arrays)): "order:1,2,3,4,5,6,7,0"}),
-        "layouts: .* does not fit .* dimensions",
-    ),
-    "a layout of no tensor": (
-        lambda graph, arrays: graph.update(layouts={"nowhere": "order:1,0"}),
-        'layouts: there is no tensor "nowhere"',
-    ),
     "an order with a dimension twice": (
         _attr("input", "layout", "order:0,2,2,1"),
         "unknown layout",
@@ -342,6 +322,32 @@ def test_wrong_graph_with_a_valid_checksum_is_refused(
     name: str, net: TernaryNetwork, tmp_path: Path
 ) -> None:
     change, says = WRONG_GRAPHS[name]
+    with pytest.raises(FormatError, match=says):
+        load(edited(net, tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("strides", "says"),
+    [
+        ([1, 2], "strides must be an object of lists of integers"),
+        ({"{}": 1}, "strides must be an object of lists"),
+        ({"{}": [-1, 1, 1, 1]}, "strides must be an object of lists"),
+        ({"{}": [1 << 64, 1, 1, 1]}, "strides must be an object of lists"),
+        ({"nowhere": [1]}, '"nowhere" has 1 strides, but no tensor of that name'),
+        ({"{}": [1, 1]}, "has 2 strides, but 4 dimensions"),
+        # Elements that share memory, different elements at one place, gaps that fill the memory.
+        ({"{}": [1, 1, 1, 1]}, r"strides: \[1, 1, 1, 1\] do not fit"),
+        ({"{}": [27, 9, 3, 0]}, r"strides: \[27, 9, 3, 0\] do not fit"),
+        ({"{}": [1 << 60, 9, 3, 1]}, "do not fit .* of shape .*; get the file again"),
+    ],
+)
+def test_wrong_strides_are_refused(
+    strides: Any, says: str, net: TernaryNetwork, tmp_path: Path
+) -> None:
+    def change(graph: dict[str, Any], arrays: Any) -> None:
+        weight = node(graph, "conv2d")["tensors"]["weight"]
+        graph["strides"] = json.loads(json.dumps(strides).replace("{}", weight))
+
     with pytest.raises(FormatError, match=says):
         load(edited(net, tmp_path, change))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 import fatnn_rs
 from fatnn_rs import TernaryConfig, convert, prepare, verify
+from fatnn_rs.convert.memory_format import with_strides
 from fatnn_rs.report import RULES
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
@@ -215,68 +217,116 @@ def test_a_file_keeps_what_the_memory_format_of_weights_decides(
     assert all(torch.equal(value, expected) for value in seen if value.shape == expected.shape)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 8])
-@pytest.mark.parametrize("weight", list(permutations(range(3))), ids=str)
-@pytest.mark.parametrize(
-    "kind", ["linear", "conv1d", "conv2d", "conv2d 1x1", "conv_transpose1d", "conv_transpose2d"]
-)
-def test_a_file_keeps_the_memory_order_of_weights(
-    kind: str, weight: tuple[int, ...], batch: int, tmp_path: Path
-) -> None:
-    layer, shape = {
-        "linear": (nn.Linear(70, 33), (70,)),
-        "conv1d": (nn.Conv1d(70, 33, 3), (70, 9)),
-        "conv2d": (nn.Conv2d(20, 33, 3), (20, 9, 9)),
-        "conv2d 1x1": (nn.Conv2d(20, 33, 1), (20, 9, 9)),
-        "conv_transpose1d": (nn.ConvTranspose1d(20, 33, 3), (20, 9)),
-        "conv_transpose2d": (nn.ConvTranspose2d(20, 33, 3), (20, 9, 9)),
-    }[kind]
-    order = [dim for dim in weight if dim < layer.weight.dim()] + list(range(3, layer.weight.dim()))
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(70, 33), (70,)),
+    "linear, one output": (lambda: nn.Linear(33, 1), (33,)),
+    "conv1d": (lambda: nn.Conv1d(70, 33, 3), (70, 9)),
+    "conv1d, depthwise": (lambda: nn.Conv1d(16, 16, 3, groups=16), (16, 9)),
+    "conv2d": (lambda: nn.Conv2d(20, 33, 3), (20, 9, 9)),
+    "conv2d, 1x1": (lambda: nn.Conv2d(20, 33, 1), (20, 9, 9)),
+    "conv2d, 3x1": (lambda: nn.Conv2d(64, 1, (3, 1)), (64, 9, 9)),
+    "conv_transpose1d": (lambda: nn.ConvTranspose1d(20, 33, 3), (20, 9)),
+    "conv_transpose2d": (lambda: nn.ConvTranspose2d(20, 33, 3), (20, 9, 9)),
+    "conv_transpose2d, 1x3": (lambda: nn.ConvTranspose2d(20, 8, (1, 3)), (20, 9, 9)),
+}
+
+
+def _moved(x: Tensor, order: tuple[int, ...]) -> Tensor:
+    order = (*(dim for dim in order if dim < x.dim()), *range(3, x.dim()))
     back = [order.index(dim) for dim in range(len(order))]
-    layer.weight = nn.Parameter(layer.weight.detach().permute(order).contiguous().permute(back))
-    x = torch.randn(batch, *shape)
+    return x.permute(order).contiguous().permute(back)
+
+
+#: Places of a weight in memory.
+PLACES: dict[str, Callable[[Tensor], Tensor]] = {
+    **{str(order): partial(_moved, order=order) for order in permutations(range(3))},
+    "slice": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    "every other": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "one row": lambda x: x[:1].expand_as(x),
+    "one column": lambda x: x[:, :1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_file_keeps_the_strides_of_weights(
+    kind: str, place: str, batch: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    layer, x = make(), torch.randn(batch, *shape)
+    layer.weight = nn.Parameter(PLACES[place](layer.weight.detach()))  # type: ignore[arg-type]
     expected = layer(x)
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(expected[0].numel(), 4))
-    prepare(model, TernaryConfig(last="ternary"), x)
+    prepare(model, TernaryConfig(last="ternary", skip=("0",)), x)
     net = convert(model.eval(), x)
-    fatnn_rs.save(net, tmp_path / "net.safetensors")
-    loaded = fatnn_rs.load(tmp_path / "net.safetensors")
+    fatnn_rs.save(net, tmp_path / "net")
+    loaded = fatnn_rs.load(tmp_path / "net")
     seen: list[torch.Tensor] = []
     for one in (net, loaded):
         one.run_observed((x,), lambda node, value, read: seen.append(value))
     seen = [value for value in seen if value.shape == expected.shape and value.dtype == x.dtype]
     assert len(seen) >= 2
     assert all(torch.equal(value, expected) for value in seen)
-    fatnn_rs.save(loaded, tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == (
-        tmp_path / "net.safetensors"
-    ).read_bytes()
+    fatnn_rs.save(loaded, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "net").read_bytes()
+
+
+def test_weights_that_overlap_or_spread_are_kept_row_major() -> None:
+    memory = torch.randn(1000)
+    for strides in ((1, 1), (600, 1)):
+        assert with_strides(memory[:8].view(2, 4), strides) is None
+    assert with_strides(memory[:8].view(2, 4), (0, 1)) is None
+    made = with_strides(memory[:4].expand(2, 4), (0, 1))
+    assert made is not None
+    assert made.stride() == (0, 1)
+    assert torch.equal(made, memory[:4].expand(2, 4))
+    empty = with_strides(torch.empty(0, 4), (1, 1))
+    assert empty is not None
+    assert empty.stride() == (4, 1)
 
 
 class Einsum(nn.Module):
     """A float layer, einsum with a parameter, and the layer ``q``."""
 
-    def __init__(self) -> None:
+    def __init__(self, equation: str, weight: tuple[int, ...], features: int) -> None:
         super().__init__()
-        self.first, self.q = nn.Linear(70, 8), nn.Linear(5, 4)
-        self.weight = nn.Parameter(torch.randn(8, 5))
+        self.equation = equation
+        self.first, self.q = nn.Linear(70, weight[-2]), nn.Linear(features, 4)
+        self.weight = nn.Parameter(torch.randn(weight))
 
     def product(self, x: Tensor) -> Tensor:
-        return torch.einsum("bi,io->bo", functional.relu(self.first(x)), self.weight)
+        return torch.einsum(self.equation, functional.relu(self.first(x)), self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.q(self.product(x))
         return result
 
 
-@pytest.mark.parametrize("example", [1, 8])
-def test_einsum_adds_in_its_own_order_at_any_batch_size(example: int) -> None:
+@pytest.mark.parametrize("example", [1, 2, 8])
+@pytest.mark.parametrize(
+    ("equation", "weight", "shape"),
+    [
+        ("bi,io->bo", (8, 5), ()),
+        ("bti,io->bto", (33, 7), (3,)),
+        ("bti,tio->bto", (3, 33, 7), (3,)),
+        ("btij,ijo->bto", (6, 7, 20), (3, 6)),
+    ],
+)
+def test_einsum_adds_in_its_own_order_at_any_batch_size(
+    equation: str, weight: tuple[int, ...], shape: tuple[int, ...], example: int
+) -> None:
     torch.manual_seed(0)
-    model, x = Einsum(), torch.randn(example, 70)
-    prepare(model, TernaryConfig(last="ternary"), x)
+    model, x = Einsum(equation, weight, weight[-1]), torch.randn(example, *shape, 70)
+    prepare(model, TernaryConfig(last="ternary", skip=("first",)), x)
     net = convert(model.eval(), x)
     assert not any(node.op == "torch" for node in net.graph.nodes)
     for batch in (1, 2, 3, 8, 64):
-        x, seen = torch.randn(batch, 70), {}
+        x, seen = torch.randn(batch, *shape, 70), {}
         net.run_observed((x,), lambda node, value, read, seen=seen: seen.update({node.op: value}))
-        assert torch.equal(seen["matmul"][0], model.product(x))
+        expected = model.product(x)
+        if "t" in equation[equation.index(",") : equation.index("->")]:
+            seen["matmul"] = seen["matmul"].transpose(0, 1)
+        assert torch.equal(seen["matmul"].reshape(expected.shape), expected), batch
+        assert torch.equal(net(x), model(x))

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fatnn_rs.convert.memory_format import with_strides
 from fatnn_rs.convert.structure import Container
 from fatnn_rs.signature import Argument
 
@@ -151,16 +152,20 @@ class Graph:
         """Keep a copy of a tensor under ``name``, or a numbered variant of it; return its name.
 
         ``dtype`` names the type of weights that are codes, as :attr:`dtypes` does. With ``own``
-        the tensor belongs to the graph already and is kept itself. Floats keep the order of their
-        dimensions in memory, on which the order of torch's additions depends.
+        the tensor belongs to the graph already and is kept itself. Copies of floats have the same
+        strides, because the order of torch's additions depends on them.
         """
         free, number = name, 1
         while free in self.tensors:
             number += 1
             free = f"{name}.{number}"
         kept = tensor.detach()
-        kept = kept if own else kept.clone()
-        self.tensors[free] = kept if kept.is_floating_point() else kept.contiguous()
+        copied = None
+        if not own and kept.is_floating_point():
+            copied = with_strides(kept, kept.stride())
+        if copied is None:
+            copied = (kept if own else kept.clone()).contiguous()
+        self.tensors[free] = copied
         if dtype is not None:
             self.dtypes[free] = dtype
         return free

@@ -7,12 +7,16 @@ eager model had.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["has_layout", "in_layout", "layout_of"]
+__all__ = ["has_layout", "in_layout", "layout_of", "row_major", "with_strides"]
+
+#: How much more memory than its elements need a tensor with gaps between them may take.
+_MAX_SPREAD = 64
 
 
 def _strides(shape: torch.Size, order: list[int]) -> tuple[int, ...]:
@@ -23,6 +27,39 @@ def _strides(shape: torch.Size, order: list[int]) -> tuple[int, ...]:
         strides[dim] = step
         step *= max(int(shape[dim]), 1)
     return tuple(strides)
+
+
+def row_major(shape: torch.Size) -> tuple[int, ...]:
+    """Strides of a contiguous tensor, as torch makes it."""
+    return _strides(shape, list(range(len(shape))))
+
+
+def with_strides(value: Tensor, strides: Sequence[int]) -> Tensor | None:
+    """Copy a tensor to memory with these strides, in elements.
+
+    Returns
+    -------
+    Tensor or None
+        None if elements would share memory, except equal ones by a stride of 0, or if gaps would
+        take most of the memory.
+    """
+    if not value.numel():
+        return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    # Elements that share memory are written once.
+    repeated = [i for i, stride in enumerate(strides) if stride == 0 and value.shape[i] > 1]
+    once = value
+    for dim in repeated:
+        once = once.narrow(dim, 0, 1)
+    length = 1
+    for stride, size in sorted(zip(strides, once.shape, strict=True)):
+        if size > 1 and stride < length:
+            return None
+        length += (size - 1) * stride
+    if length > _MAX_SPREAD * value.numel():
+        return None
+    memory = torch.zeros(length, dtype=value.dtype, device=value.device)
+    made = memory.as_strided(once.shape, strides).copy_(once).expand(value.shape)
+    return made if not repeated or torch.equal(made, value) else None
 
 
 def _channels_last(x: Tensor) -> tuple[int, ...]:

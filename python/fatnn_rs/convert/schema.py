@@ -11,15 +11,15 @@ The JSON of a graph::
      "outputs": {"value": "fc"},
      "notes": ["..."],
      "arguments": [{"name": "x", "tensor": true, "positional": true, "keyword": true}, ...],
-     "layouts": {"fc.weight": "order:1,0"}}
+     "strides": {"fc.weight": [1, 10]}}
 
 Nodes are in execution order, so a node reads only earlier ones. ``outputs`` is a value,
 ``{"list": [...]}``, ``{"tuple": [...]}``, ``{"dict": {...}}``, ``{"constant": ...}``,
 ``{"ordered_dict": [[key, ...], ...]}``, or ``{"dict_items": [[key, ...], ...]}`` for a dict whose
 keys are not sorted. ``arguments`` describes the call (:mod:`fatnn_rs.signature`); it is absent if
-every argument is a tensor named like its input. ``layouts`` has the memory formats of tensors that
-are not row-major in the model (:func:`fatnn_rs.convert.memory_format.layout_of`). The table of
-operations (:mod:`fatnn_rs.operations`) defines attributes and tensors.
+every argument is a tensor named like its input. ``strides`` has the strides, in elements, of the
+tensors that are not row-major in the model; in the file, all are. The table of operations
+(:mod:`fatnn_rs.operations`) defines attributes and tensors.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from typing import Any
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node, Ref
-from fatnn_rs.convert.memory_format import in_layout, layout_of
+from fatnn_rs.convert.memory_format import row_major, with_strides
 from fatnn_rs.convert.structure import Container, ordered_dict
+from fatnn_rs.errors import FormatError
 from fatnn_rs.signature import Argument, argument_to_json, arguments_from_json
 
 __all__ = ["graph_from_json", "graph_to_json"]
@@ -92,12 +93,13 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
     plain_call = tuple(Argument(node.name) for node in graph.nodes if node.op == "input")
     if graph.arguments not in ((), plain_call):
         made["arguments"] = [argument_to_json(argument) for argument in graph.arguments]
-    layouts = {name: layout_of(tensor) for name, tensor in graph.tensors.items()}
-    layouts = {
-        name: layout for name, layout in layouts.items() if layout not in ("any", "contiguous")
+    strides = {
+        name: list(tensor.stride())
+        for name, tensor in graph.tensors.items()
+        if tensor.stride() != row_major(tensor.shape)
     }
-    if layouts:  # A file's tensors are row-major, and torch's sums depend on the memory order.
-        made["layouts"] = layouts
+    if strides:
+        made["strides"] = strides
     return made
 
 
@@ -134,12 +136,19 @@ def graph_from_json(data: Any, tensors: Mapping[str, Tensor], dtypes: Mapping[st
     Raises
     ------
     FormatError
-        If the arguments do not match the inputs.
+        If the arguments do not match the inputs, or strides do not fit their tensor.
     """
     nodes = [_node(item) for item in data["nodes"]]
     inputs = [node.name for node in nodes if node.op == "input"]
     arguments = arguments_from_json(data.get("arguments"), inputs)
     outputs = _outputs_from_json(data["outputs"])
-    layouts = data.get("layouts", {})
-    ordered = {name: in_layout(x, layouts.get(name, "any")) for name, x in tensors.items()}
-    return Graph(nodes, ordered, outputs, list(data["notes"]), arguments, dtypes=dict(dtypes))
+    strided = dict(tensors)
+    for name, strides in data.get("strides", {}).items():
+        made = with_strides(tensors[name], strides)
+        if made is None:
+            raise FormatError(
+                f"strides: {strides} do not fit {name!r} of shape {list(tensors[name].shape)}; get "
+                "the file again"
+            )
+        strided[name] = made
+    return Graph(nodes, strided, outputs, list(data["notes"]), arguments, dtypes=dict(dtypes))

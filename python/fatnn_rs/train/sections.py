@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fatnn_rs.config import TernaryConfig
@@ -22,7 +23,7 @@ class Section(BaseModel):
         """Refuse ``true`` and ``false`` for numbers, which pydantic takes as 1 and 0."""
         kind = cls.model_fields[str(info.field_name)].annotation
         given = value if isinstance(value, (list, tuple)) else (value,)
-        if any(isinstance(item, bool) for item in given) and _is_number(kind):
+        if any(isinstance(item, (bool, np.bool_)) for item in given) and _is_number(kind):
             raise ValueError("expected a number")
         return value
 

@@ -3,7 +3,7 @@
 //! [`Graph::parse`] has already checked the types of fields and attributes. This module checks each
 //! node against its tensors and its inputs. Every message names the node and its layer.
 
-use super::graph::{Graph, Layout, NodeView, Source, Tensors};
+use super::graph::{Graph, NodeView, Source, Tensors};
 use super::op::Op;
 use super::ops::OpInfo;
 use crate::dtype::{TensorType, ValueType};
@@ -51,19 +51,12 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
             return Err(Error::Graph { why: format!("no node uses the tensors {unread:?}") });
         }
     }
-    for (name, layout) in &graph.layouts {
-        let Some(tensor) = tensors.get(name) else {
-            return Err(Error::Graph { why: format!("layouts: there is no tensor {name:?}") });
-        };
-        let rank = tensor.shape().len();
-        let fits = match layout {
-            Layout::Any | Layout::Contiguous => true,
-            Layout::ChannelsLast => rank == 4,
-            Layout::Order(dims) => rank == dims.len(),
-        };
-        if !fits {
+    for (name, strides) in &graph.strides {
+        let rank = tensors.get(name).map(|tensor| tensor.shape().len());
+        if rank != Some(strides.len()) {
+            let got = rank.map_or("no tensor of that name".into(), |n| format!("{n} dimensions"));
             return Err(Error::Graph {
-                why: format!("layouts: {layout:?} does not fit {name:?} of {rank} dimensions"),
+                why: format!("strides: {name:?} has {} strides, but {got}", strides.len()),
             });
         }
     }

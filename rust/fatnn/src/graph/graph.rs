@@ -166,8 +166,8 @@ pub struct Graph {
     pub notes: Vec<String>,
     /// How Python calls the network; `None` if it takes one array per input.
     pub arguments: Option<Json>,
-    /// Memory orders that the model's tensors had, by name. The tensors here are row-major.
-    pub layouts: BTreeMap<String, Layout>,
+    /// Strides of the model's tensors, by name, if they were not row-major. The tensors here are.
+    pub strides: BTreeMap<String, Vec<u64>>,
 }
 
 impl Graph {

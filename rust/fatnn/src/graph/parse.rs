@@ -7,14 +7,14 @@
 //!             "attrs": {"stride": [1, 1], "act": "half", ...},
 //!             "tensors": {"weight": "conv1.codes"}, "note": "..."}, ...],
 //!  "outputs": {"value": "fc"}, "notes": ["..."], "arguments": [{...}, ...],
-//!  "layouts": {"fc.weight": "order:1,0"}}
+//!  "strides": {"fc.weight": [1, 10]}}
 //! ```
 //!
 //! `dtype` is the type of the node's value: a name such as `"float32"`, or an object for codes. An
 //! input may have any PyTorch type.
 //!
-//! `layouts` says which tensors the model had in another memory order than the file's, which is
-//! row-major. PyTorch adds in another order there. The engine reads all tensors as row-major.
+//! `strides` has the strides, in elements, of the tensors that are not row-major in the model, as
+//! they are in the file. PyTorch adds in another order there. The engine does not read them.
 //!
 //! `outputs` is a value, `{"list": [...]}`, `{"tuple": [...]}`, `{"dict": {...}}`,
 //! `{"constant": ...}`, `{"ordered_dict": [[key, ...], ...]}` or
@@ -32,7 +32,7 @@ use super::tensor::MAX_RANK;
 use super::{BuildError, types};
 use crate::error::{Error, Result};
 
-const GRAPH_FIELDS: [&str; 5] = ["nodes", "outputs", "notes", "arguments", "layouts"];
+const GRAPH_FIELDS: [&str; 5] = ["nodes", "outputs", "notes", "arguments", "strides"];
 const NODE_FIELDS: [&str; 9] =
     ["name", "op", "inputs", "attrs", "tensors", "layer", "dtype", "shape", "note"];
 
@@ -65,7 +65,7 @@ pub(super) fn graph(json: &Json, source: Source) -> Result<Graph> {
     {
         return Err(invalid("arguments must be a list of objects"));
     }
-    let layouts = tensor_layouts(graph.get("layouts"))?;
+    let strides = tensor_strides(graph.get("strides"))?;
     let list = graph
         .get("nodes")
         .and_then(Json::as_array)
@@ -84,20 +84,20 @@ pub(super) fn graph(json: &Json, source: Source) -> Result<Graph> {
         reader.node(position, node)?;
     }
     let outputs = reader.outputs(&json["outputs"])?;
-    Ok(Graph { nodes: reader.nodes, outputs, notes, arguments: arguments.cloned(), layouts })
+    Ok(Graph { nodes: reader.nodes, outputs, notes, arguments: arguments.cloned(), strides })
 }
 
-/// Memory orders of tensors by name.
-fn tensor_layouts(json: Option<&Json>) -> Result<BTreeMap<String, Layout>> {
+/// Strides of tensors by name.
+fn tensor_strides(json: Option<&Json>) -> Result<BTreeMap<String, Vec<u64>>> {
+    let wrong = || invalid("strides must be an object of lists of integers that are not negative");
+    let stride = |item: &Json| item.as_i64().and_then(|n| n.try_into().ok()).ok_or_else(wrong);
     let Some(json) = json else { return Ok(BTreeMap::new()) };
-    let wrong = || invalid("layouts must be an object of strings");
     let named = json.as_object().ok_or_else(wrong)?;
     named
         .iter()
-        .map(|(name, layout)| {
-            let layout = layout_of(Some(layout.as_str().ok_or_else(wrong)?))
-                .map_err(|why| invalid(format!("layouts: tensor {name:?}: {why}")))?;
-            Ok((name.clone(), layout))
+        .map(|(name, list)| {
+            let list = list.as_array().ok_or_else(wrong)?;
+            Ok((name.clone(), list.iter().map(stride).collect::<Result<_>>()?))
         })
         .collect()
 }
