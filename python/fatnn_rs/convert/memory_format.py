@@ -80,11 +80,7 @@ def layout_of(value: Any) -> str:
         return "any"
     if value.is_contiguous():
         own = value.dim() != 4 or tuple(value.stride()) != _channels_last(value)
-        return (
-            "contiguous"
-            if own or tuple(value.stride()) == _strides(value.shape, [0, 1, 2, 3])
-            else "channels_last"
-        )
+        return "contiguous" if own or value.stride() == row_major(value.shape) else "channels_last"
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return "channels_last"
     strides = tuple(value.stride())
@@ -101,7 +97,7 @@ def _strides_in(value: Tensor, layout: str) -> tuple[int, ...] | None:
         order = [int(dim) for dim in layout[6:].split(",")]
         return _strides(value.shape, order) if len(order) == value.dim() else None
     if layout == "contiguous" or value.dim() != 4:
-        return _strides(value.shape, list(range(value.dim())))
+        return row_major(value.shape)
     return _channels_last(value)
 
 

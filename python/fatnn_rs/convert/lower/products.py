@@ -212,7 +212,7 @@ class _Einsum:
         return [*lead, -1, summed], [*lead, summed, -1], [*batch, *free]
 
     def keeps_shape(self, which: int) -> bool:
-        """Whether a reshape of :meth:`shapes` changes no shape, whatever the sizes are."""
+        """Whether a reshape of :meth:`shapes` changes no shape of any size."""
         groups = (self.rows, self.summed), (self.summed, self.columns), (self.rows, self.columns)
         return bool(self.batch) and all(len(group) == 1 for group in groups[which])
 
@@ -253,8 +253,10 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
         lead = shape[: len(form.batch)] or [1]
         rest = math.prod(shape) // max(math.prod(lead) * made[i][-1 - (i == 1)], 1)
         ends = [rest, made[0][-1]] if i == 0 else [made[0][-1], rest]
-        same = form.keeps_shape(i)
-        parts.append(_step(ctx, "reshape", name, {"shape": made[i]}, [*lead, *ends], same))
+        part = name
+        if not form.keeps_shape(i):
+            part = _step(ctx, "reshape", name, {"shape": made[i]}, [*lead, *ends])
+        parts.append(part)
         if len(form.batch) + 2 < len(shape):
             ctx.fixed_size_values.append(name)
     lead = [sizes[c] for c in form.batch] or [1]
@@ -263,25 +265,17 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
     attrs = {"layout": "any|any"}
     product_ = ctx.emit("matmul", parts, attrs, suffix=suffix, shape=(*lead, *ends)).name
     whole = [sizes[c] for c in (*form.batch, *form.rows, *form.columns)]
-    same = form.keeps_shape(2)
-    product_ = _step(ctx, "reshape", product_, {"shape": made[2]}, whole, same)
+    if not form.keeps_shape(2):
+        product_ = _step(ctx, "reshape", product_, {"shape": made[2]}, whole)
     return ctx.emit("permute", [product_], {"dims": orders[2]})
 
 
-def _step(
-    ctx: Lowering,
-    op: str,
-    name: str,
-    attrs: dict[str, Any],
-    shape: Sequence[int],
-    same: bool = False,
-) -> str:
-    """Add an inner node of a call, unless it changes nothing (``same``); return its value's name.
+def _step(ctx: Lowering, op: str, name: str, attrs: dict[str, Any], shape: Sequence[int]) -> str:
+    """Add an inner node of a call, unless it permutes nothing; return its value's name.
 
-    A reshape that keeps the example's sizes may change those of another batch.
+    A reshape is added even if it keeps the example's sizes: it may change those of another batch.
     """
-    rank = len(ctx.graph.node(name).shape)
-    if same or (op == "permute" and attrs["dims"] == list(range(rank))):
+    if op == "permute" and attrs["dims"] == list(range(len(shape))):
         return name
     suffix = f"_{op}_{len(ctx.graph.nodes)}"
     return ctx.emit(op, [name], attrs, suffix=suffix, shape=tuple(shape)).name
