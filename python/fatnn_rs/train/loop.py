@@ -39,6 +39,12 @@ from fatnn_rs.train.recipe import Recipe
 from fatnn_rs.train.run import Run, identity, load_weights, read_state
 from fatnn_rs.train.sections import Phase
 
+if torch.distributed.is_available():
+    # Its functions have the process group at the time of the import as a default argument. Import
+    # it before there is one (DDP imports it): the group and its threads would otherwise outlive
+    # destroy_process_group, until the interpreter ends, and can abort the process there.
+    import torch.distributed.nn
+
 __all__ = ["TrainOptions", "accuracy", "train"]
 
 
@@ -143,6 +149,7 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
         run = Run(options.out, what, write=accelerator.is_main_process)
     done: dict[str, Any] | None = _from_main(accelerator, lambda: run.result)
     if done is not None:
+        accelerator.end_training()
         return done
     with accelerator.local_main_process_first():
         data = load_data(recipe, options.data, options.download)
