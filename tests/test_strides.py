@@ -330,3 +330,42 @@ def test_einsum_adds_in_its_own_order_at_any_batch_size(
             seen["matmul"] = seen["matmul"].transpose(0, 1)
         assert torch.equal(seen["matmul"].reshape(expected.shape), expected), batch
         assert torch.equal(net(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("equation", "weight", "shape"),
+    [
+        ("bi,oi->ob", (33, 8), ()),
+        ("oi,bi->bo", (33, 8), ()),
+        ("bni,oi->obn", (7, 33), (9,)),
+        ("bni,oi->bon", (7, 33), (9,)),
+        ("bhij,oij->ohb", (5, 4, 24), (3, 4)),
+    ],
+)
+def test_einsum_swaps_its_operands_as_torch_does(
+    equation: str, weight: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    product = EinsumOf(equation, torch.randn(weight), weight_first=equation.startswith("o"))
+    model = nn.Sequential(nn.Linear(70, 70), nn.ReLU(), nn.Linear(70, weight[-1]), product)
+    x = torch.randn(4, *shape, 70)
+    prepare(model, TernaryConfig(last="ternary", skip=("0",)), x)
+    net = convert(model.eval(), x)
+    assert not any(node.op in ("torch", "einsum") for node in net.graph.nodes)
+    for batch in (2, 3, 8, 32, 64):
+        x = torch.randn(batch, *shape, 70)
+        assert torch.equal(net(x), model(x)), batch
+
+
+class EinsumOf(nn.Module):
+    """``einsum`` of its input and a constant."""
+
+    def __init__(self, equation: str, table: Tensor, weight_first: bool) -> None:
+        super().__init__()
+        self.equation, self.weight_first = equation, weight_first
+        self.register_buffer("table", table)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pair = (self.table, x) if self.weight_first else (x, self.table)
+        result: Tensor = torch.einsum(self.equation, *pair)
+        return result

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower.lowering import Lowering, Row
+from fatnn_rs.convert.memory_format import in_layout, layout_of
 
 __all__ = ["FUNCTIONS", "METHODS", "constant_tensors", "layouts", "linear_node"]
 
@@ -154,6 +155,19 @@ def _samples(ctx: Lowering, values: Sequence[Any]) -> list[Tensor]:
     return made
 
 
+def _resized(x: Tensor, dim: int, size: int) -> Tensor:
+    """Return a random tensor like ``x`` with another size of one dimension."""
+    shape, strides, old = list(x.shape), list(x.stride()), x.shape[dim]
+    if old == 1:
+        strides[dim] = max((n * s for n, s in zip(shape, strides, strict=True)), default=1)
+    else:
+        inner = strides[dim]
+        strides = [s * size // old if s > inner else s for s in strides]
+    shape[dim] = size
+    made = torch.empty_strided(shape, strides, device="cpu")
+    return made.normal_(generator=torch.Generator("cpu").manual_seed(size))
+
+
 def _bitwise_equal(
     ctx: Lowering, values: Sequence[Any], one: Callable[..., Tensor], other: Callable[..., Tensor]
 ) -> bool:
@@ -162,15 +176,24 @@ def _bitwise_equal(
     return torch.equal(one(*samples), other(*samples))
 
 
+#: Whether a row's letter stands in the first and in the second operand; and a column's letter.
+_ONE_OPERAND = (True, False), (False, True)
+
+
 class _Einsum:
-    """An einsum of two operands as one matrix product between permutations and reshapes."""
+    """An einsum of two operands as one matrix product between permutations and reshapes.
+
+    Like torch, it sums in the order of the alphabet, and it swaps the operands if all columns come
+    before all rows in the output.
+    """
 
     def __init__(self, a: str, b: str, out: str) -> None:
-        self.a, self.b, self.out = a, b, out
+        rows, columns = ([c for c in out if (c in a, c in b) == pair] for pair in _ONE_OPERAND)
+        self.swaps = bool(rows and columns) and out.index(columns[-1]) < out.index(rows[0])
+        self.a, self.b, self.out = (b, a, out) if self.swaps else (a, b, out)
+        self.rows, self.columns = (columns, rows) if self.swaps else (rows, columns)
         self.batch = [c for c in out if c in a and c in b]
-        self.summed = [c for c in a if c in b and c not in out]
-        self.rows = [c for c in out if c in a and c not in b]
-        self.columns = [c for c in out if c in b and c not in a]
+        self.summed = [c for c in sorted(a) if c in b and c not in out]
 
     @classmethod
     def parsed(cls, equation: Any) -> _Einsum | None:
@@ -197,17 +220,17 @@ class _Einsum:
             [made.index(c) for c in self.out],
         )
 
-    def shapes(self, sizes: dict[str, int]) -> tuple[list[int], list[int], list[int]]:
+    def shapes(
+        self, sizes: dict[str, int], varies: str = ""
+    ) -> tuple[list[int], list[int], list[int]]:
         """Return ``reshape`` arguments: of both operands, and of the result before permuting.
 
-        Without a batch, the product has a batch of one. So torch runs ``bmm`` as in ``einsum``,
-        which may add in another order than ``mm``.
+        The letter ``varies`` may have any size. Without a batch, the product has a batch of one. So
+        torch runs ``bmm`` as in ``einsum``, which may add in another order than ``mm``.
         """
         batch = [0] * len(self.batch)
         summed = math.prod(sizes[c] for c in self.summed)
-        free = [sizes[c] for c in (*self.rows, *self.columns)]
-        if not self.batch and free:
-            free[0] = -1
+        free = [-1 if c == varies else sizes[c] for c in (*self.rows, *self.columns)]
         lead = batch or [1]
         return [*lead, -1, summed], [*lead, summed, -1], [*batch, *free]
 
@@ -221,12 +244,21 @@ def _reshaped(x: Tensor, shape: list[int]) -> Tensor:
     return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
 
 
+def _format(x: Tensor) -> str:
+    """Return a memory format whose strides are ``x``'s, but for dimensions of size 1."""
+    strides = [s if size > 1 else x.numel() for s, size in zip(x.stride(), x.shape, strict=True)]
+    found = layout_of(torch.empty_strided(x.shape, strides, device="meta"))
+    return "contiguous" if found == "any" else found
+
+
 def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Ref | None:
     """``einsum`` of two operands."""
     given = (
         operands[0] if len(operands) == 1 and isinstance(operands[0], (tuple, list)) else operands
     )
     form = _Einsum.parsed(equation) if len(given) == 2 else None
+    if form is not None and form.swaps:
+        given = given[::-1]
     names = [ctx.value(value) for value in given]
     if form is None or any(name is None for name in names):
         return None
@@ -237,14 +269,30 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
     ):
         return None
     sizes = dict(zip(form.a, shapes[0], strict=True)) | dict(zip(form.b, shapes[1], strict=True))
-    orders, made = form.orders(), form.shapes(sizes)
+    terms = form.a, form.b
+    varies = next((t[0] for t, v in zip(terms, given, strict=True) if ctx.constant(v) is None), "")
+    orders, made = form.orders(), form.shapes(sizes, varies)
 
-    def product(a: Tensor, b: Tensor) -> Tensor:
-        a, b = (_reshaped(x.permute(orders[i]), made[i]) for i, x in enumerate((a, b)))
-        return _reshaped(torch.matmul(a, b), made[2]).permute(orders[2])
+    def factors(samples: list[Tensor]) -> list[Tensor]:
+        return [_reshaped(x.permute(orders[i]), made[i]) for i, x in enumerate(samples)]
 
-    if not _bitwise_equal(ctx, given, lambda a, b: torch.einsum(str(equation), a, b), product):
-        return None
+    tried = [_samples(ctx, given)]
+    if varies in (*form.batch, *form.rows, *form.columns):
+        tried += [
+            [
+                _resized(x, t.index(varies), n) if varies in t else x
+                for x, t in zip(tried[0], terms, strict=True)
+            ]
+            for n in (2, 3, 8, 32)
+        ]
+    # Permutations and reshapes write row-major memory in the engine: give torch its own strides.
+    # A dimension of size 1 has no order, so these are of another batch.
+    formats = [_format(x) for x in factors(tried[-1])]
+    for samples in tried:
+        product = torch.matmul(*map(in_layout, factors(samples), formats))
+        expected = torch.einsum(str(equation), *(samples[::-1] if form.swaps else samples))
+        if not torch.equal(_reshaped(product, made[2]).permute(orders[2]), expected):
+            return None
     parts: list[str] = []
     for i, name in enumerate(names):
         assert name is not None
@@ -262,12 +310,12 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
     lead = [sizes[c] for c in form.batch] or [1]
     ends = [math.prod(sizes[c] for c in group) for group in (form.rows, form.columns)]
     suffix = f"_matmul_{len(ctx.graph.nodes)}"
-    attrs = {"layout": "any|any"}
-    product_ = ctx.emit("matmul", parts, attrs, suffix=suffix, shape=(*lead, *ends)).name
+    attrs = {"layout": "|".join(formats)}
+    name = ctx.emit("matmul", parts, attrs, suffix=suffix, shape=(*lead, *ends)).name
     whole = [sizes[c] for c in (*form.batch, *form.rows, *form.columns)]
     if not form.keeps_shape(2):
-        product_ = _step(ctx, "reshape", product_, {"shape": made[2]}, whole)
-    return ctx.emit("permute", [product_], {"dims": orders[2]})
+        name = _step(ctx, "reshape", name, {"shape": made[2]}, whole)
+    return ctx.emit("permute", [name], {"dims": orders[2]})
 
 
 def _step(ctx: Lowering, op: str, name: str, attrs: dict[str, Any], shape: Sequence[int]) -> str:
