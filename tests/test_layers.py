@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -180,6 +181,21 @@ def test_state_dict_round_trip_gives_the_same_function() -> None:
     target.load_state_dict(source.state_dict())
     assert torch.equal(target.eval()(x), source.eval()(x))
     assert torch.equal(copy.deepcopy(source)(x), source(x))
+
+
+def test_copies_made_with_held_weights_release_them_at_the_end() -> None:
+    layer, x = TernaryLinear(16, 8), torch.randn(4, 16)
+    layer(x)
+    with held_weights(layer):
+        copies = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+        assert all(torch.equal(made(x), layer(x)) for made in copies)
+    for made in copies:
+        before = made(x)
+        before.sum().backward()
+        assert made.weight.grad is not None
+        with torch.no_grad():
+            made.weight.neg_()
+        assert not torch.equal(made(x), before)
 
 
 def test_held_weights_are_quantized_once_and_released_at_the_end() -> None:

@@ -188,12 +188,16 @@ def test_trained_from_prepare_with_int8_values() -> None:
     assert any(step is p for p in groups[1]["params"])
     optimizer = torch.optim.AdamW(groups, lr=3e-3)
     losses, first = [], float(step.detach())
+    weights = {key: p.detach().clone() for key, p in prepared.named_parameters()}
     for _ in range(12):
         loss = functional.cross_entropy(prepared(x), y)
         optimizer.zero_grad()
         loss.backward()
+        assert [key for key, p in prepared.named_parameters() if p.grad is None] == []
         optimizer.step()
         losses.append(float(loss.detach()))
+    for key, p in prepared.named_parameters():
+        assert not torch.equal(p, weights[key]), key
     assert losses[-1] < 0.9 * losses[0]
     assert float(step.detach()) != first
     net = fatnn.convert(prepared.eval(), x)

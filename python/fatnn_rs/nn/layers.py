@@ -62,6 +62,23 @@ __all__ = [
 Layer = TypeVar("Layer", bound="TernaryLayer")
 
 
+class _Held:
+    """Weight codes that a layer and its copies use until the context of ``held_weights`` ends.
+
+    Copies of a layer share it, so none keeps the codes; a pickled layer has none.
+    """
+
+    def __init__(self, codes: Tensor, dtype: torch.dtype) -> None:
+        self.codes: Tensor | None = codes
+        self.dtype = dtype
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
+        return self
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
 class TernaryLayer(QuantizedLayer):
     """Abstract base of the ternary layers.
 
@@ -78,7 +95,7 @@ class TernaryLayer(QuantizedLayer):
     weight_quant: WeightQuantizer
     act_quant: ActivationQuantizer
     scale: nn.Parameter | None
-    _held: tuple[Tensor, torch.dtype] | None = None
+    _held: _Held | None = None
     #: Name of the learned scale; ``ternary_scale`` if the float class has its own ``scale``.
     _scale_key = "scale"
 
@@ -176,12 +193,9 @@ class TernaryLayer(QuantizedLayer):
         Tensor
             int8, the shape of ``weight``; every value is one of the quantizer's ``levels``.
         """
-        codes = (
-            self.weight_quant.codes(self.latent_weight())
-            if self._held is None
-            else self._held[0].to(torch.int8)
-        )
-        return self._as_stored(codes)
+        held = None if self._held is None else self._held.codes
+        codes = self.weight_quant.codes(self.latent_weight()) if held is None else held
+        return self._as_stored(codes.to(torch.int8))
 
     @torch.no_grad()
     def _refit(self) -> None:
@@ -216,11 +230,11 @@ class TernaryLayer(QuantizedLayer):
         """Return ``acc * scale + bias``; ``acc`` holds exact integers in the weight's dtype."""
         started = self.act_quant.initialized
         codes = self.act_quant(x)
-        if self._held is None:
+        if self._held is not None and self._held.codes is not None:
+            weight_codes, dtype = self._held.codes, self._held.dtype
+        else:
             latent = self._weight() if weight is None else weight
             weight_codes, dtype = self.weight_quant(latent), latent.dtype
-        else:
-            weight_codes, dtype = self._held
         factor: Tensor | None = self.learned_scale
         if factor is not None and not started:
             factor = self._scale_at_start()
@@ -247,17 +261,19 @@ def held_weights(model: nn.Module) -> Iterator[None]:
     gradient.
     """
     layers = [module for _, module in named_modules(model) if isinstance(module, TernaryLayer)]
+    held: list[_Held] = []
     try:
         with one_thread():
             for layer in layers:
                 latent = layer.latent_weight().detach()
-                # Copies of the model share parameters, so this is one; it is not registered.
-                codes = nn.Parameter(layer.weight_quant(latent).detach(), requires_grad=False)
-                vars(layer)["_held"] = codes, latent.dtype
+                held.append(_Held(layer.weight_quant(latent).detach(), latent.dtype))
+                layer._held = held[-1]
         yield
     finally:
         for layer in layers:
             layer._held = None
+        for one in held:
+            one.codes = None
 
 
 def _qat_layer(
