@@ -177,6 +177,29 @@ def test_normalized_sgd_moves_every_filter_by_the_learning_rate() -> None:
     torch.testing.assert_close(moved, torch.full((6,), 0.05), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("config", "last"),
+    [
+        ({"values": "int8"}, {"classifier.weight"}),
+        (
+            {"weight": "sttn", "last": "ternary"},
+            {"classifier.weight", "classifier.weight_quant.offset"},
+        ),
+    ],
+)
+def test_groups_of_int8_values_and_of_second_weights(
+    config: dict[str, Any], last: set[str]
+) -> None:
+    model = DigitsNet(width=8)
+    model = fatnn_rs.prepare(model, fatnn_rs.TernaryConfig(**config), torch.rand(4, 1, 8, 8))
+    made = build_optimizer(Phase(epochs=4, optimizer="muon", lr=0.1, lr_last=0.4), model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    members = {g["name"]: {names[id(p)] for p in g["params"]} for g in made.param_groups}
+    assert members["last"] == last
+    assert not any("step" in name for name in members["biases"])
+    assert sum(map(len, members.values())) == len(names)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon", "normalized-sgd"])
 def test_groups_have_their_own_learning_rates(optimizer: str) -> None:
     model = DigitsNet(width=8)

@@ -34,7 +34,8 @@ RESUMED_SETTINGS = (
     "fast_convolutions=true",
 )
 
-#: A run that saves a checkpoint after every iteration and kills itself after the given number.
+#: A run that saves a checkpoint after every iteration, and kills itself after saving the given
+#: number of files of the given name.
 KILLED_RUN_SCRIPT = """
 import os, signal, sys, torch
 from pathlib import Path
@@ -47,7 +48,7 @@ save = Run.save
 def counted(self, name, state):
     global left
     save(self, name, state)
-    left -= name == "checkpoint"
+    left -= name == sys.argv[4]
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 Run.save = counted
@@ -55,6 +56,18 @@ recipe = load_recipe("digits", sys.argv[2].split(";"))
 train(recipe, TrainOptions(out=Path(sys.argv[1]), cpu=True, checkpoint_seconds=0.0))
 """
 
+
+BETWEEN_PHASES = (
+    "quantize.values=int8",
+    "quantize.first=int8",
+    "quantize.last=int8",
+    "train_images=256",
+    "test_images=32",
+    "float.epochs=2",
+    "float.warmup_epochs=1",
+    "ternary.epochs=2",
+    "ternary.warmup_epochs=1",
+)
 
 #: The command ``fatnn``; it fails if threads of the process group are left at the end.
 COMMAND_SCRIPT = """
@@ -68,7 +81,13 @@ finally:
 """
 
 
-def start_or_resume(folder: Path, checkpoints: int = -1, processes: int = 1) -> int:
+def start_or_resume(
+    folder: Path,
+    checkpoints: int = -1,
+    processes: int = 1,
+    settings: tuple[str, ...] = RESUMED_SETTINGS,
+    counted: str = "checkpoint",
+) -> int:
     """Start or resume a run; return its exit code."""
     several = [
         "-m",
@@ -85,8 +104,9 @@ def start_or_resume(folder: Path, checkpoints: int = -1, processes: int = 1) -> 
         "-c",
         KILLED_RUN_SCRIPT,
         str(folder),
-        ";".join(RESUMED_SETTINGS),
+        ";".join(settings),
         str(checkpoints),
+        counted,
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -113,6 +133,20 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(processes: int, tmp_p
     assert start_or_resume(broken, processes=processes) == 0
     for name in ("float", "ternary"):
         assert same_tensors(saved_state(whole, name), saved_state(broken, name)), name
+    assert (whole / "net.safetensors").read_bytes() == (broken / "net.safetensors").read_bytes()
+    assert (whole / "log.jsonl").read_bytes() == (broken / "log.jsonl").read_bytes()
+
+
+def test_run_killed_between_phases_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start_or_resume(whole, settings=BETWEEN_PHASES) == 0
+    killed = start_or_resume(broken, 1, settings=BETWEEN_PHASES, counted="float")
+    assert killed == -signal.SIGKILL
+    assert (broken / "float.pt").exists()
+    # The second time, it is killed in the last epoch.
+    assert start_or_resume(broken, 3, settings=BETWEEN_PHASES) == -signal.SIGKILL
+    assert start_or_resume(broken, settings=BETWEEN_PHASES) == 0
+    assert same_tensors(saved_state(whole), saved_state(broken))
     assert (whole / "net.safetensors").read_bytes() == (broken / "net.safetensors").read_bytes()
     assert (whole / "log.jsonl").read_bytes() == (broken / "log.jsonl").read_bytes()
 

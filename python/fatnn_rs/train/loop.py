@@ -287,6 +287,8 @@ class Job:
         run, accelerator = self.run, self.accelerator
         if (finished := _from_main(accelerator, lambda: run.load(name))) is not None:
             load_weights(model, finished, run.folder / f"{name}.pt")
+            # As training leaves it: calibration adds in another order for other strides.
+            model.to(accelerator.device).to(memory_format=torch.channels_last)
             log[:] = finished["log"]
             return
         state = _from_main(accelerator, lambda: run.load("checkpoint"))

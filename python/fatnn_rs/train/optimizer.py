@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fatnn_rs.contained import named_modules
 from fatnn_rs.nn.base import QuantizedLayer
+from fatnn_rs.quant.values import Int8Value
 from fatnn_rs.train.sections import Phase
 
 __all__ = ["MatrixMomentum", "build_optimizer", "orthogonalize"]
@@ -141,20 +142,43 @@ def build_optimizer(phase: Phase, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
+def _last_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of the last layer: of the last one called in an fx graph, or defined."""
+    found = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.dim() > 1
+    }
+    if not found:
+        return []
+    last = list(found)[-1]
+    if isinstance(model, fx.GraphModule):  # it defines modules in another order
+        called = [str(n.target) for n in model.graph.nodes if n.op in ("call_module", "get_attr")]
+        within = ([n for n in found if f"{n}.".startswith(f"{target}.")] for target in called[::-1])
+        last = next(filter(None, within), [last])[-1]
+    # Some quantizers have a second weight.
+    layers = [f"{n}." for n, m in named_modules(model) if n and isinstance(m, QuantizedLayer)]
+    path = next((n for n in layers if last.startswith(n)), last.rpartition(".")[0] + ".")
+    return [parameter for name, parameter in found.items() if name.startswith(path)] or [
+        found[last]
+    ]
+
+
 def _groups(phase: Phase, model: nn.Module) -> list[dict[str, Any]]:
     """Return the groups that have parameters, each with its name, learning rate and decay."""
     steps = {
         id(parameter)
         for _, layer in named_modules(model)
-        if isinstance(layer, QuantizedLayer)
+        if isinstance(layer, (QuantizedLayer, Int8Value))
         for name, parameter in layer.named_parameters()
-        if name.partition(".")[0] in ("act_quant", "weight_quant", "scale", "ternary_scale")
+        if isinstance(layer, Int8Value)
+        or name.partition(".")[0] in ("act_quant", "weight_quant", "scale", "ternary_scale")
     }
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = [parameter for parameter in parameters if parameter.dim() > 1]
     separate = phase.lr_last or phase.renormalize or phase.optimizer in RULES
-    last = weights[-1:] if separate else []
-    weights = weights[: len(weights) - len(last)]
+    last = _last_weights(model) if separate else []
+    ids = {id(parameter) for parameter in last}
+    weights = [p for p in parameters if p.dim() > 1 and id(p) not in ids]
     plain = [parameter for parameter in parameters if parameter.dim() <= 1]
     decay = phase.weight_decay
     named = (
