@@ -44,7 +44,10 @@ def run_array(network: Path, inputs: Path, out: Path | None, as_json: bool) -> N
             f"{inputs}: expected float32 (or int32, int64 or bool if the network takes those), got "
             f"{array.dtype}; save array.astype(numpy.float32)"
         )
-    given: Any = np.ascontiguousarray(array)
+    if not array.size:
+        raise InputError(f"{inputs}: expected samples, got an empty array of shape {array.shape}")
+    # In the machine's byte order.
+    given: Any = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     if _has_torch():
         import torch
 

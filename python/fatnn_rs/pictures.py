@@ -64,6 +64,8 @@ def read_picture(picture: Picture, channels: int) -> Image:
     try:
         with Image.open(picture) as file:
             return _convert(file, mode, name)
+    except InputError:  # a ValueError, too
+        raise
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not a picture that Pillow reads; {_WAY_OUT}") from error
     except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
@@ -91,6 +93,8 @@ def _convert(image: Any, mode: str, name: str) -> Image:
             f"{name}: expected 8 or 16 bits per channel, got 32 (mode {image.mode}); {_WAY_OUT}"
         )
     elif image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image.convert("RGBA"))
     if mode == "L" and image.mode in ("LAB", "HSV"):

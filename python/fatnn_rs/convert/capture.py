@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fatnn_rs.convert.memory_format import with_strides
 from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.convert.structure import fill, leaves, plain, same_values
 from fatnn_rs.errors import ConversionError, FatnnError
@@ -178,10 +179,9 @@ def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
     def scaled_and_reversed(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value.clone() if isinstance(value, Tensor) else value
-        made = torch.empty_strided(
-            value.shape, value.stride(), dtype=value.dtype, device=value.device
-        )
-        return made.copy_((value.flip(0) if value.dim() else value) * factor)
+        changed = (value.flip(0) if value.dim() else value) * factor
+        made = with_strides(changed, value.stride())
+        return changed if made is None else made
 
     return tuple(pytree.tree_map(scaled_and_reversed, list(arguments)))
 

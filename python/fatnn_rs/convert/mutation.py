@@ -256,14 +256,12 @@ class Aliases:
         ]
 
     def depends_on_sizes(self, computed: Container[fx.Node] = ()) -> str:
-        """Name of a written node that is a view at some sizes and a copy at others, or empty.
+        """Name of a view at some sizes and copy at others whose memory a later node writes, or "".
 
         Nodes that are ``computed`` already do not count.
         """
-        written = frozenset[int]().union(*(seen.writes for seen in self._seen.values()))
-        for node in self._nodes:
-            if node in computed:
-                continue
+        written = frozenset[int]()
+        for node in reversed(self._nodes):
             name = (
                 node.target
                 if isinstance(node.target, str)
@@ -271,12 +269,14 @@ class Aliases:
             )
             name = str(name).split(".")[0]
             formatted = name in _CONVERSIONS and node.kwargs.get("memory_format") is not None
-            if name in _VIEW_OR_COPY or formatted:
+            if (name in _VIEW_OR_COPY or formatted) and node not in computed:
                 memory = self._seen[node].memory.union(
                     *(self._seen[n].memory for n in node.all_input_nodes)
                 )
                 if memory & written:
                     return str(node.name)
+            if node in self._seen:
+                written |= self._seen[node].writes
         return ""
 
     def constant_written(self, writer: fx.Node) -> str:

@@ -13,7 +13,7 @@ from fatnn_rs.convert.engine import Segment
 from fatnn_rs.convert.flops import torch_macs
 from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.torch_ops import bind
-from fatnn_rs.errors import InputError
+from fatnn_rs.errors import ConversionError, FatnnError, InputError
 
 __all__ = ["ExecutionStep", "Observer", "dry_run", "observe_segment", "plan_of"]
 
@@ -150,11 +150,33 @@ def dry_run(graph: Graph, plan: list[ExecutionStep], values: dict[str, Any]) -> 
         else:
             if part.what.op == "torch":
                 part.what.macs = torch_macs(part.what, part.run, arguments)
-            results = part.run(*arguments)
+            results = _run_one(part, arguments)
         values.update(zip(part.makes, results, strict=True))
         for name in part.drops:
             del values[name]
     return excluded
+
+
+def _run_one(part: ExecutionStep, arguments: list[Any]) -> list[Any]:
+    """Run one node on the example.
+
+    Raises
+    ------
+    ConversionError
+        If it fails: the model computed this, so the capture misses something.
+    """
+    assert isinstance(part.what, Node)
+    try:
+        return part.run(*arguments)
+    except FatnnError:
+        raise
+    except Exception as error:  # torch's functions raise anything
+        op = str(part.what.attrs.get("target", part.what.op))
+        raise ConversionError(
+            f"{part.what.name!r} ({op}) ran in the model, but fails in the converted network "
+            f"({type(error).__name__}: {str(error)[:300]}); write this part of forward with other "
+            "functions, or leave it outside of the model that you convert"
+        ) from error
 
 
 def _run_unfused(graph: Graph, segment: Segment, arguments: list[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,41 +60,64 @@ def check_values(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ..
 
 
 def check_sizes(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
-    """Compare network and model on larger maps; fix the example's sizes if outputs differ."""
+    """Compare network and model at larger sizes; fix the example's sizes if outputs differ.
+
+    Maps get two more pixels per axis. The first dimension after the batch is doubled and made
+    larger by one where it is neither fixed nor the channels, as in a sequence.
+    """
     inputs = [node for node in net.graph.nodes if node.op == "input"]
-    maps = [
-        value
-        for value in arguments
-        if isinstance(value, Tensor) and value.dim() in (3, 4) and value.numel()
-    ]
-    if not maps or any(
-        set(node.attrs["fixed"]) & set(range(2, len(node.shape))) for node in inputs
-    ):
+    tensors = [i for i, value in enumerate(arguments) if isinstance(value, Tensor)]
+    if len(tensors) != len(inputs):
         return
+    maps, sequences = list[int](), list[int]()
+    for i, node in zip(tensors, inputs, strict=True):
+        rank, fixed = arguments[i].dim(), node.attrs["fixed"]
+        if not arguments[i].numel():
+            return
+        if rank in (3, 4) and not set(fixed) & set(range(2, rank)):
+            maps.append(i)
+        if rank > 1 and 1 not in fixed and node.attrs["channel_dim"] != 1:
+            sequences.append(i)
+    trials = [(maps, range(2, 4), lambda size: size + 2, "with two more pixels per axis")]
+    for grown, how in ((lambda size: size * 2, "twice"), (lambda size: size + 1, "one more than")):
+        what = f"with {how} the example's size in dimension 1"
+        trials.append((sequences, range(1, 2), grown, what))
+    for chosen, dims, grown, what in trials:
+        if chosen and (problem := _problem_at(model, net, arguments, chosen, dims, grown)):
+            for node in inputs:
+                node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(1, len(node.shape))})
+            net.graph.notes.append(f"sizes are fixed to the example's: {what}, {problem}")
+            return
+
+
+def _problem_at(
+    model: nn.Module,
+    net: TernaryNetwork,
+    arguments: tuple[Any, ...],
+    chosen: Sequence[int],
+    dims: Sequence[int],
+    grown: Callable[[int], int],
+) -> str:
+    """Return how network and model differ if some arguments are larger; rounding does not count."""
     given = tuple(
-        _two_pixels_larger(value) if isinstance(value, Tensor) and value.dim() in (3, 4) else value
-        for value in arguments
+        _larger(value, dims, grown) if i in chosen else value for i, value in enumerate(arguments)
     )
     try:
         expected = replica(model)(*copies(given))
     except Exception:  # the model refuses this size
-        return
+        return ""
     problem, is_rounding = _difference(net, given, expected)
-    if problem and not is_rounding:
-        for node in inputs:
-            node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(1, len(node.shape))})
-        net.graph.notes.append(
-            f"sizes are fixed to the example's: with two more pixels per axis, {problem}"
-        )
+    return "" if is_rounding else problem
 
 
-def _two_pixels_larger(value: Tensor) -> Tensor:
-    """Add two pixels to every spatial axis: copies of the last one."""
+def _larger(value: Tensor, dims: Sequence[int], grown: Callable[[int], int]) -> Tensor:
+    """Make dimensions larger, by copies of the last element."""
     layout = layout_of(value)
-    for dim in range(2, value.dim()):
-        size = value.shape[dim]
-        index = torch.arange(size + 2, dtype=torch.int64, device="cpu").clamp(max=size - 1)
-        value = value.index_select(dim, index)
+    for dim in dims:
+        if dim < value.dim():
+            size = value.shape[dim]
+            index = torch.arange(grown(size), dtype=torch.int64, device="cpu").clamp(max=size - 1)
+            value = value.index_select(dim, index)
     made: Tensor = in_layout(value, layout)
     return made
 

@@ -266,10 +266,13 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     arguments, named = check_inputs("inputs", inputs, model)
     root = as_root(model)
     observer = _NetworkCodes(net.graph)
-    result = net.run_observed(copies(arguments), observer, as_run=True, kwargs=named_copies(named))
-    values = network_values(net, arguments, named)
-    with _eager_codes(root) as eager, eager_values(root) as eager_int8:
-        expected = root(*copies(arguments), **named_copies(named))
+    with torch.autocast("cpu", enabled=False):
+        result = net.run_observed(
+            copies(arguments), observer, as_run=True, kwargs=named_copies(named)
+        )
+        values = network_values(net, arguments, named)
+        with _eager_codes(root) as eager, eager_values(root) as eager_int8:
+            expected = root(*copies(arguments), **named_copies(named))
     strange = sorted({*observer.taken, *values} - {*eager, *eager_int8})
     if strange:
         raise ConversionError(

@@ -267,6 +267,11 @@ def _open(name: str, cls: Any, folder: Path, train: bool, download: bool) -> Any
                 f"data set {name!r} is not in {folder} ({absent}); give another --data, or "
                 "--download"
             ) from absent
+    except Exception as error:  # the readers raise anything for damaged files
+        raise InputError(
+            f"data set {name!r}: the files in {folder} are damaged "
+            f"({type(error).__name__}: {error}); replace them"
+        ) from error
     try:
         return cls(folder, train=train, download=True)
     except (OSError, RuntimeError) as error:
@@ -370,6 +375,17 @@ def load_data(recipe: Recipe, folder: Path | None, download: bool = True) -> Dat
     if reader is None:
         raise ConfigError(f"data set {recipe.data!r} is unknown; known are {', '.join(DATASETS)}")
     data = reader(recipe, folder, download)
+    if bad := [one for one in data.class_names if not one.isprintable()]:
+        raise InputError(
+            f"data set {data.name!r}: the class name {bad[0]!r} has characters that cannot be "
+            "printed; rename its directory"
+        )
+    small, border = min(data.shape[1:]), recipe.augment.crop
+    if recipe.augment.pad == "reflect" and border >= small:
+        raise ConfigError(
+            f"augment.crop={border}: a reflected border must be smaller than the images, which "
+            f"have {small} pixels; lower it, or set augment.pad=zero"
+        )
     if recipe.holdout >= data.train_count:
         raise ConfigError(
             f"holdout={recipe.holdout} leaves none of the {data.train_count} training images of "

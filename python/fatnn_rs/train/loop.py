@@ -151,8 +151,12 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
     if done is not None:
         accelerator.end_training()
         return done
-    with accelerator.local_main_process_first():
-        data = load_data(recipe, options.data, options.download)
+    try:
+        with accelerator.local_main_process_first():
+            data = load_data(recipe, options.data, options.download)
+    except Exception:
+        run.release()
+        raise
     accelerator.init_trackers("tensorboard")
     job = Job(recipe, options, accelerator, run, data, console)
     result = job.train_and_deploy()

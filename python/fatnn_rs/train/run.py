@@ -64,6 +64,7 @@ class Run:
 
     def __init__(self, folder: Path, identity: dict[str, Any], write: bool = True) -> None:
         self.folder, self.identity = folder, identity
+        self._is_new = False
         if write:
             folder.mkdir(parents=True, exist_ok=True)
         path = folder / "run.json"
@@ -77,6 +78,12 @@ class Run:
                 )
         elif write:
             _write_atomically(path, (json.dumps(identity, indent=2) + "\n").encode())
+            self._is_new = True
+
+    def release(self) -> None:
+        """Let a run with other settings use the directory, if this one has begun nothing."""
+        if self._is_new:
+            (self.folder / "run.json").unlink(missing_ok=True)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -84,7 +91,14 @@ class Run:
         path = self.folder / "result.json"
         if not path.exists():
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found["recipe"], found["seed"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(
+                f"{path} does not hold the result of a run ({type(error).__name__}: {error}); "
+                "remove it to finish the run again, or give another --out"
+            ) from error
         return found
 
     def finish(self, result: dict[str, Any]) -> None:

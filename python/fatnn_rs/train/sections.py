@@ -147,6 +147,11 @@ class Phase(Section):
                 "schedule 'step' needs milestones, and other schedules take none, got "
                 f"{self.schedule!r} with {self.milestones}"
             )
+        if not all(0 < place <= self.epochs for place in self.milestones):
+            raise ValueError(
+                f"milestones must be above 0 and at most epochs={self.epochs}, got "
+                f"{list(self.milestones)}"
+            )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs must be less than epochs, got {self.warmup_epochs:g} of "

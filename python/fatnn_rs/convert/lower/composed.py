@@ -136,8 +136,8 @@ def compose(
     if isinstance(seen, str) or not _same_bits(module, original, arguments, larger):
         return None
     for node in (nodes[place] for place in module.meta["sizes"]):
-        name = ctx.plain(node)
-        ctx.fixed_size_values += [] if name is None else [name]
+        if (name := ctx.plain(node)) is not None:
+            ctx.fix_sizes(name)
     return _lowered(ctx, module, seen, nodes, lower_call)
 
 
@@ -169,7 +169,7 @@ def _lowered(
     nodes: list[fx.Node],
     lower_call: LowerCall,
 ) -> Any:
-    outer, before, sizes = ctx.node, len(ctx.graph.nodes), len(ctx.fixed_size_values)
+    outer, before, sizes = ctx.node, len(ctx.graph.nodes), len(ctx.size_limits)
     ctx.captured.seen.update(seen)
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     for inner, node in zip(placeholders, nodes, strict=True):
@@ -196,7 +196,7 @@ def _lowered(
                 continue
             ctx.env[node] = lower_call(ctx, node)
             if any(added.op == "torch" for added in ctx.graph.nodes[before:]):
-                del ctx.graph.nodes[before:], ctx.fixed_size_values[sizes:]
+                del ctx.graph.nodes[before:], ctx.size_limits[sizes:]
                 return None
         made = fx.node.map_arg(output, ctx.env.__getitem__)
     finally:

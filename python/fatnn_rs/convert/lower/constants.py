@@ -27,10 +27,16 @@ def fold(ctx: Lowering, node: fx.Node) -> bool:
         current, layer, ctx.node, ctx.layer = ctx.node, ctx.layer, node, ""
         ctx.folded[key] = _constant(ctx, found)
         ctx.node, ctx.layer = current, layer
-        sources = [ctx.env.get(source) for source in ctx.folding.sources[node]]
-        ctx.fixed_size_values += [source.name for source in sources if isinstance(source, Ref)]
+        _fix_sources(ctx, node)
     ctx.env[node] = ctx.folded[key]
     return True
+
+
+def _fix_sources(ctx: Lowering, node: fx.Node) -> None:
+    """Fix the sizes on which a computed node depends."""
+    for source, dim in ctx.folding.sources[node]:
+        if isinstance(made := ctx.env.get(source), Ref):
+            ctx.fix_sizes(made.name, dim)
 
 
 def _constant(ctx: Lowering, found: Fixed | Repeated) -> Ref:
@@ -77,8 +83,7 @@ def with_numbers(ctx: Lowering, node: fx.Node) -> tuple[tuple[Any, ...], dict[st
         found = ctx.folding.number(argument)
         if found is None:
             return argument
-        sources = [ctx.env.get(source) for source in ctx.folding.sources[argument]]
-        ctx.fixed_size_values += [source.name for source in sources if isinstance(source, Ref)]
+        _fix_sources(ctx, argument)
         return found
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), number)

@@ -122,8 +122,8 @@ class Folding:
         self._more = 0 if self._batch is None else other_batch(self._batch) - self._batch
         #: Node → its values at the example's batch size and at the other one.
         self.values: dict[fx.Node, tuple[Any, Any]] = {}
-        #: Node → the nodes on whose sizes it depends.
-        self.sources: dict[fx.Node, frozenset[fx.Node]] = {}
+        #: Node → the nodes on whose sizes it depends; with 0 for dimension 0, else with None.
+        self.sources: dict[fx.Node, frozenset[tuple[fx.Node, int | None]]] = {}
         self._candidates = self._find(graph)
 
     def _find(self, graph: fx.Graph) -> set[fx.Node]:
@@ -210,7 +210,10 @@ class Folding:
             first = dim % len(shape) == 0 and self._batch is not None
             other = self._leading_sizes.get(source, size + self._more) if first else size
             self.values[node] = (size, other)
-            self.sources[node] = frozenset() if first else frozenset((source,))
+            own = first and source in self._inputs
+            self.sources[node] = (
+                frozenset() if own else frozenset(((source, 0 if first else None),))
+            )
             return True
         typed = self._type_source(node)
         if typed in self.values:
@@ -234,9 +237,10 @@ class Folding:
             if sum(x.numel() for x in _tensors(results[-1])) > _MAX_ELEMENTS:
                 return False
         self.values[node] = (results[0], results[1])
-        sources = frozenset[fx.Node]().union(*(self.sources[argument] for argument in read))
-        like = frozenset((typed,)) if typed is not None and "like" in str(node.target) else None
-        self.sources[node] = sources if like is None else sources | like
+        sources = [pair for argument in read for pair in self.sources[argument]]
+        if typed is not None and "like" in str(node.target):
+            sources.append((typed, None))
+        self.sources[node] = frozenset(sources)
         return True
 
     def tensor(self, node: fx.Node) -> Fixed | Repeated | None:

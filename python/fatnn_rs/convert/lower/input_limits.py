@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fatnn_rs.convert.graph import Graph
-from fatnn_rs.convert.shapes import run_time_shapes
+from fatnn_rs.convert.shapes import Shape, run_time_shapes
 from fatnn_rs.operations import OPERATIONS, products_of
 
 if TYPE_CHECKING:
     from fatnn_rs.convert.lower.lowering import Lowering
 
-__all__ = ["NO_LIMIT", "fix_input_formats", "fix_input_sizes", "fix_sizes_of", "set_channel_dims"]
+__all__ = [
+    "NO_LIMIT",
+    "SizeLimit",
+    "fix_input_formats",
+    "fix_input_sizes",
+    "fix_sizes_of",
+    "set_channel_dims",
+]
 
 
 def fix_input_formats(ctx: Lowering) -> None:
@@ -23,20 +31,64 @@ def fix_input_formats(ctx: Lowering) -> None:
     )
 
 
-def fix_sizes_of(graph: Graph, values: list[str]) -> None:
-    """Fix the inputs' sizes if ``values`` must have the example's sizes but depend on the inputs'.
+@dataclass(frozen=True)
+class SizeLimit:
+    """A size of a value that every run must have, because the graph was made for it.
+
+    Attributes
+    ----------
+    value
+        Name of the value.
+    dim
+        Dimension; None for all after the first. The first one may depend on the batch, but on no
+        other size of the inputs.
+    like
+        Name of a value that may have another size, if both always have the same in ``dim``.
+    """
+
+    value: str
+    dim: int | None = None
+    like: str = ""
+
+
+def _shapes_of_one_batch(graph: Graph) -> dict[str, Shape]:
+    """Compute every value's shape for the example's batch and any other sizes."""
+    inputs = [node for node in graph.nodes if node.op == "input"]
+    before = [node.attrs["fixed"] for node in inputs]
+    for node in inputs:
+        node.attrs["fixed"] = sorted({0, *node.attrs["fixed"]})
+    shapes = run_time_shapes(graph)
+    for node, fixed in zip(inputs, before, strict=True):
+        node.attrs["fixed"] = fixed
+    return shapes
+
+
+def fix_sizes_of(graph: Graph, limits: list[SizeLimit]) -> None:
+    """Fix the inputs' sizes if they would break a limit.
 
     Parameters
     ----------
     graph
         Its inputs' ``fixed`` attribute is changed.
-    values
-        Names of values whose sizes after the batch must be the example's.
+    limits
+        Sizes of values that must be the example's.
     """
-    shapes = run_time_shapes(graph) if values else {}
-    if all(size >= 0 for name in values for size in shapes[name][1:]):
+    if not limits:
         return
-    fix_input_sizes(graph, "forward uses one of their sizes in a view", 1)
+    shapes, of_one_batch = run_time_shapes(graph), _shapes_of_one_batch(graph)
+
+    def kept(limit: SizeLimit) -> bool:
+        sizes, dim = shapes[limit.value], limit.dim
+        if dim is None:
+            return all(size >= 0 for size in sizes[1:])
+        if limit.like and sizes[dim] == shapes[limit.like][dim]:
+            return True
+        names = [limit.value, *([limit.like] if limit.like else [])]
+        known = shapes if dim else of_one_batch
+        return all(known[name][dim] >= 0 for name in names)
+
+    if not all(map(kept, limits)):
+        fix_input_sizes(graph, "forward computes with one of their sizes", 1)
 
 
 def fix_input_sizes(graph: Graph, why: str, first: int = 0) -> None:

@@ -16,6 +16,7 @@ from fatnn_rs.convert.capture import Captured
 from fatnn_rs.convert.graph import Dtype, Graph, Node, NodeIndex, Ref, refs, unused_name
 from fatnn_rs.convert.lower.calls import Method, attention_call, clean_copy
 from fatnn_rs.convert.lower.folding import PLAIN, Folding
+from fatnn_rs.convert.lower.input_limits import SizeLimit
 from fatnn_rs.convert.mutation import Aliases
 from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.operations import form_of
@@ -58,8 +59,8 @@ class Lowering:
         self.folded: dict[tuple[fx.Node, int], Ref] = {}
         self.node: fx.Node
         self.layer = ""
-        #: Values whose sizes after the batch must be the example's, as in ``x.view(-1, 400)``.
-        self.fixed_size_values: list[str] = []
+        #: What was computed with the example's sizes, as in ``x.view(-1, 400)``.
+        self.size_limits: list[SizeLimit] = []
         #: Placeholder → input name.
         self.inputs: dict[fx.Node, str] = {}
         #: Whether some call became a function that writes into a copy.
@@ -67,6 +68,10 @@ class Lowering:
         self.aliases = Aliases(captured.graph, captured.seen, self.call_of)
         #: Returns name → node for the nodes added so far.
         self.index = NodeIndex(self.graph).nodes
+
+    def fix_sizes(self, name: str, dim: int | None = None, like: str = "") -> None:
+        """Require that a value has the example's sizes in every run: see :class:`SizeLimit`."""
+        self.size_limits.append(SizeLimit(name, dim, like))
 
     def seen(self, value: Any) -> TensorMeta:
         """Return the recorded metadata of a value for the example inputs."""

@@ -290,7 +290,7 @@ def take(ctx: Lowering, input: Any, indices: Any) -> Ref | None:
         suffix = f"_slice_{len(ctx.graph.nodes)}"
         name = ctx.emit("slice", [name], attrs, suffix=suffix, shape=(shape[0], count)).name
     else:
-        ctx.fixed_size_values.append(name)
+        ctx.fix_sizes(name)
     return ctx.emit("reshape", [name], {"shape": [0, *places.shape[1:]]})
 
 
@@ -310,7 +310,7 @@ def gather(
     sample = ctx.emit(
         "constant", [], {}, {"value": first}, suffix=suffix, shape=(), dtype=dtype
     ).name
-    ctx.fixed_size_values.append(name)
+    ctx.fix_sizes(name)
     return ctx.emit("expand", [sample, name], {"shape": [-2, *shape[1:]]})
 
 

@@ -306,7 +306,7 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
             part = _step(ctx, "reshape", name, {"shape": made[i]}, [*lead, *ends])
         parts.append(part)
         if len(form.batch) + 2 < len(shape):
-            ctx.fixed_size_values.append(name)
+            ctx.fix_sizes(name)
     lead = [sizes[c] for c in form.batch] or [1]
     ends = [math.prod(sizes[c] for c in group) for group in (form.rows, form.columns)]
     suffix = f"_matmul_{len(ctx.graph.nodes)}"

@@ -75,7 +75,7 @@ def _own_forward(ctx: Lowering, layer: Any, *args: Any, **kwargs: Any) -> Ref | 
     name, shape = ctx.value(args[0]), ctx.shape(args[0])
     assert name is not None, "checked above"
     if pad is not None:
-        ctx.fixed_size_values.append(name)
+        ctx.fix_sizes(name)
         alike = all(pad[2 * axis] == pad[2 * axis + 1] for axis in range(call.dims))
         if alike and (is_int8 or _code_of_zero(layer) == 0):
             around = [one + more for one, more in zip(around, pad, strict=True)]

@@ -50,6 +50,31 @@ def _number(ctx: Lowering, value: Any) -> int | None:
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def _fix_computed(ctx: Lowering, value: Any) -> None:
+    """Fix the sizes from which forward computed a number."""
+    if isinstance(value, _BatchSize):
+        value = value.source
+    if not isinstance(value, fx.Node):
+        return
+    if ctx.seen(value).dtype is None:  # no tensor
+        for read in value.all_input_nodes:
+            _fix_computed(ctx, read)
+    elif (name := ctx.plain(value)) is not None:
+        ctx.fix_sizes(name)
+        ctx.fix_sizes(name, 0)
+    else:
+        for name in ctx.inputs.values():
+            ctx.fix_sizes(name)
+
+
+def _fix_batch(ctx: Lowering, input: Any, size: Any) -> None:
+    """Require that dimension 0 of ``input`` is the batch size that forward reads."""
+    source, name = batch_source(ctx, size), ctx.plain(input)
+    like = None if source is None else ctx.plain(source)
+    if name is not None and source is not input:
+        ctx.fix_sizes(name, 0, like or "")
+
+
 @dataclass(frozen=True)
 class _BatchSize:
     """The batch size of a tensor, as one entry of a ``shape`` that forward reads."""
@@ -81,7 +106,7 @@ def _shape_entries(ctx: Lowering, value: Any) -> list[Any] | None:
         return None
     first, *rest = ctx.shape(source)
     if rest:
-        ctx.fixed_size_values.append(name)
+        ctx.fix_sizes(name)
     return [_BatchSize(source, first), *rest]
 
 
@@ -112,7 +137,9 @@ def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
         # -1 becomes its value for the example.
         at = literal.index(-1)
         sizes[at] = literal[at] = ctx.shape(ctx.node)[at]
-        ctx.fixed_size_values.append(name)
+        ctx.fix_sizes(name)
+        ctx.fix_sizes(name, 0)
+        _fix_computed(ctx, sizes[0])
     if 0 in literal or 0 in source:
         return None
     entries: list[int] = []
@@ -128,14 +155,19 @@ def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
             and _number(ctx, size) == source[0]
         ):
             entries.append(0)
+            _fix_batch(ctx, input, size)
         else:
             number = _number(ctx, size)
             assert number is not None
             entries.append(number)
-            ctx.fixed_size_values.append(name)
+            ctx.fix_sizes(name)
+            _fix_computed(ctx, size)
     if -1 in entries[1:] and entries[0] > 0 and not isinstance(sizes[0], int):
         return None
     if list(ctx.shape(ctx.node)) == list(source) and entries[0] in (-1, 0):
+        for dim, size in enumerate(entries):
+            if size > 0:
+                ctx.fix_sizes(name, dim)
         return Ref(name)
     return ctx.emit("reshape", [name], {"shape": entries})
 
@@ -150,10 +182,13 @@ def view(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
     batch, rest = size
     if rest != -1 and rest != features and ctx.seen(rest).value != features:
         return reshape(ctx, input, *shape)
-    if not (batch_source(ctx, batch) is not None or (batch == -1 and rest == features)):
+    own = batch_source(ctx, batch) is not None and _number(ctx, batch) == source[0]
+    if not (own or (batch == -1 and rest == features)):
         return reshape(ctx, input, *shape)
+    if own:
+        _fix_batch(ctx, input, batch)
     if rest != -1 and isinstance(rest, int):
-        ctx.fixed_size_values.append(name)
+        ctx.fix_sizes(name)
     return Ref(name) if len(source) == 2 else ctx.emit("flatten", [name], {"start": 1, "end": -1})
 
 
@@ -161,12 +196,18 @@ def view_as(ctx: Lowering, input: Any, other: Any) -> Ref | None:
     """``x.view_as(y)``; if the last dimensions differ, sizes are fixed to those of the example."""
     name, like = ctx.plain(input), ctx.plain(other)
     source, wanted = ctx.shape(input), ctx.shape(other)
-    if name is None or source == wanted:
-        return None if name is None else Ref(name)
-    if like is None or not source or not wanted or 0 in source:
+    if name is None or like is None:
+        return None
+    if source == wanted:
+        for dim in range(len(source)):
+            ctx.fix_sizes(name, dim, like)
+        return Ref(name)
+    if not source or not wanted or 0 in source:
         return None
     if source[-1] != wanted[-1]:
-        ctx.fixed_size_values += [name, like]
+        for value in (name, like):
+            ctx.fix_sizes(value)
+            ctx.fix_sizes(value, 0)
         return ctx.emit("reshape", [name], {"shape": [-1, *wanted[1:]]})
     return ctx.emit("reshape_like", [name, like])
 
@@ -267,7 +308,7 @@ def expand(ctx: Lowering, input: Any, *sizes: Any) -> Ref | None:
             number = _number(ctx, size)
             assert number is not None
             entries.append(number)
-            ctx.fixed_size_values.append(name)
+            _fix_computed(ctx, size)
     if all(size == -1 for size in entries) and len(entries) == len(source):
         return Ref(name)
     return ctx.emit("expand", inputs, {"shape": entries})

@@ -139,8 +139,8 @@ def _parts(ctx: Lowering, input: Any, dim: Any, lengths: list[int]) -> tuple[Ref
     if name is None or not isinstance(dim, int) or not shape:
         return None
     at, found = 0, []
-    if dim % len(shape) > 1:
-        ctx.fixed_size_values.append(name)
+    if dim % len(shape):
+        ctx.fix_sizes(name, dim % len(shape))
     for length in lengths:
         made = _sliced(ctx, name, shape, dim % len(shape), slice(at, at + length), last=False)
         assert made is not None
@@ -237,7 +237,7 @@ def roll(ctx: Lowering, input: Any, shifts: Any, dims: Any = None) -> Ref | None
         dim % len(shape) == 0 and abs(shift) > 1 for shift, dim in zip(shifts, dims, strict=True)
     ):
         return None  # where the batch is cut would depend on its size
-    ctx.fixed_size_values.append(name)
+    ctx.fix_sizes(name)
     for i, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
         at, last = dim % len(shape), i + 1 == len(dims)
         cut = -shift % shape[at] if at else -shift

@@ -70,7 +70,8 @@ def sizes_of(ctx: Lowering, value: Any) -> tuple[fx.Node, tuple[int, ...]] | Non
 
 def fix_all_sizes(ctx: Lowering) -> None:
     """Fix all inputs to the example's sizes, because forward computes with them."""
-    ctx.fixed_size_values.extend(ctx.inputs.values())
+    for name in ctx.inputs.values():
+        ctx.fix_sizes(name)
 
 
 def example_sizes(ctx: Lowering, value: Any, axes: int) -> list[int] | None:
@@ -191,7 +192,7 @@ def pixel_unshuffle(ctx: Lowering, input: Any, downscale_factor: Any) -> Ref | N
     if name is None or len(shape) != 4 or not isinstance(r, int) or r < 1 or 0 in shape:
         return None
     n, c, h, w = shape
-    ctx.fixed_size_values.append(name)
+    ctx.fix_sizes(name)
     split = (n, c, h // r, r, w // r, r)
     number = len(ctx.graph.nodes)
     made = ctx.emit(

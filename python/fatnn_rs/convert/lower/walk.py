@@ -168,12 +168,12 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
         try:
             made = row(ctx, *node.args, **node.kwargs)
             if made is None:
-                count = len(ctx.fixed_size_values)
+                count = len(ctx.size_limits)
                 args, kwargs = with_numbers(ctx, node)
-                if len(ctx.fixed_size_values) > count or (args, kwargs) != (node.args, node.kwargs):
+                if len(ctx.size_limits) > count or (args, kwargs) != (node.args, node.kwargs):
                     made = row(ctx, *args, **kwargs)
                 if made is None:
-                    del ctx.fixed_size_values[count:]
+                    del ctx.size_limits[count:]
         except TypeError:
             made = None  # the row does not support these arguments
     if made is None:
@@ -193,11 +193,11 @@ def _composed(ctx: Lowering, node: fx.Node) -> Any:
     composition = table.get(node.target)
     if composition is None:
         return None
-    count = len(ctx.fixed_size_values)
+    count = len(ctx.size_limits)
     given = with_numbers(ctx, node)
     made = compose(ctx, composition, ctx.call_of(node), given, _lower_function)
     if made is None:
-        del ctx.fixed_size_values[count:]
+        del ctx.size_limits[count:]
     return made
 
 
@@ -343,5 +343,5 @@ def _lower(captured: Captured, not_composed: frozenset[fx.Node]) -> Lowering:
     if strided := keep_strides(ctx.graph, ctx.layouts(), ctx.composed):
         return _lower(captured, not_composed | {ctx.composed[name] for name in strided})
     set_channel_dims(ctx.graph)
-    fix_sizes_of(ctx.graph, ctx.fixed_size_values)
+    fix_sizes_of(ctx.graph, ctx.size_limits)
     return ctx

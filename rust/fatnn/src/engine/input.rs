@@ -156,9 +156,7 @@ impl ValueInfo {
     ) -> Self {
         let (name, shape, fixed) = (node.name.clone(), node.shape.clone(), input.fixed.clone());
         // 0 means that the channel dimension is unknown.
-        let at_conversion = input.channel_dim.filter(|dim| (1..shape.len()).contains(dim));
-        let has_channels = order == Order::ChannelsLast && dtype == ValueType::F32;
-        let channel_dim = at_conversion.or(has_channels.then_some(1));
+        let channel_dim = input.channel_dim.filter(|dim| (1..shape.len()).contains(dim));
         ValueInfo { name, shape, fixed, channel_dim, batch: input.batch, dtype, order, value }
     }
 
