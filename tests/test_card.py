@@ -72,6 +72,9 @@ def test_sixteen_bit_pictures_keep_their_brightness(tmp_path: Path) -> None:
     Image.new("F", (2, 2)).save(tmp_path / "float.tiff")
     with pytest.raises(fatnn.InputError, match=r"float\.tiff: expected 8 or 16 bits per channel"):
         grey.read(tmp_path / "float.tiff")
+    with pytest.raises(fatnn.InputError, match=r"^[^;]*; give a PNG or a JPEG$"):
+        grey.read(tmp_path / "float.tiff")
+    assert grey.read(Image.new("La", (2, 2), (200, 255))).max() == pytest.approx(200 / 255)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,9 @@ def test_run_writes_the_networks_output(
     code, out, _ = call(capsys, "run", str(path), str(tmp_path / "x.npy"))
     assert code == 0
     assert "output [3, 5]" in out
+    np.save(tmp_path / "big.npy", x.astype(">f4"))
+    code, out, _ = call(capsys, "run", str(path), str(tmp_path / "big.npy"), "--json")
+    assert json.loads(out)["argmax"] == expected.argmax(1).tolist()
 
 
 def test_errors_print_one_line_and_exit_with_1(
@@ -92,6 +95,8 @@ def test_errors_print_one_line_and_exit_with_1(
     doubles, shape = tmp_path / "doubles.npy", tmp_path / "shape.npy"
     np.save(doubles, np.zeros((1, 1, 8, 8)))
     np.save(shape, np.zeros((1, 3, 8, 8), np.float32))
+    empty = tmp_path / "empty.npy"
+    np.save(empty, np.zeros((0, 1, 8, 8), np.float32))
     archive = tmp_path / "x.npz"
     np.savez(archive, a=np.zeros(3))
     for arguments in (
@@ -101,6 +106,7 @@ def test_errors_print_one_line_and_exit_with_1(
         ("run", str(path), str(doubles)),
         ("run", str(path), str(shape)),
         ("run", str(path), str(archive)),
+        ("run", str(path), str(empty)),
     ):
         code, out, err = call(capsys, *arguments)
         assert code == 1, arguments

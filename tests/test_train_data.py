@@ -114,6 +114,20 @@ def test_missing_or_wrong_data_raises(
     )
     with pytest.raises(InputError, match=r"a picture cannot be read: .*0\.png: not a picture"):
         train_recipe(tmp_path / "g", "imagenet-resnet18", *toy, data=broken)
+    unprintable = tmp_path / "unprintable"
+    shutil.copytree(pictures, unprintable)
+    for part in ("train", "val"):
+        (unprintable / part / "cat").rename(unprintable / part / "c\u00a0t")
+    with pytest.raises(InputError, match=r"class name 'c\\xa0t' has characters.*rename its"):
+        train_recipe(tmp_path / "h", "imagenet-resnet18", *toy, data=unprintable)
+    for content in (b"", b"\x00\x00\x08\x03\x00"):
+        raw = tmp_path / "damaged" / "FashionMNIST" / "raw"
+        raw.mkdir(parents=True, exist_ok=True)
+        for part in ("train", "t10k"):
+            for kind in ("images-idx3", "labels-idx1"):
+                (raw / f"{part}-{kind}-ubyte").write_bytes(content)
+        with pytest.raises(InputError, match=r"'fashion-mnist': the files in .* are damaged"):
+            load_data(load_recipe("fashion-mnist"), tmp_path / "damaged", download=False)
     assert set(DATASETS) == {
         "digits",
         "mnist",

@@ -56,6 +56,15 @@ def error_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["model_options={width: -1}"], "model 'digits' cannot be built: .*check model_options"),
         (["ternary.schedule=step"], "schedule 'step' needs milestones.*got 'step' with"),
         (["float.milestones=[3]"], "schedule 'step' needs milestones.*got 'cosine'"),
+        (
+            ["float.schedule=step", "float.milestones=[.nan]"],
+            r"milestones must be above 0 and at most epochs=\d+, got \[nan\]",
+        ),
+        (["float.schedule=step", "float.milestones=[-1]"], "milestones must be above 0"),
+        (
+            ["augment.crop=8", "augment.pad=reflect"],
+            "augment.crop=8: a reflected border must be smaller than the images, which have 8",
+        ),
         (["ternary.warmup_epochs=24"], "warmup_epochs must be less than epochs, got 24 of 24"),
         (["float=null"], "ternary.distill: there is no trained float model to learn from"),
         (["mixed_precision=fp16"], "fp16 needs a GPU"),
@@ -113,6 +122,13 @@ def test_wrong_run_directories_and_checkpoints_raise(tmp_path: Path) -> None:
     train_recipe(tmp_path / "a", "digits", *SHORT, "description=other words")
     with pytest.raises(ConfigError, match="no float phase to train"):
         load_recipe("imagenet-resnet18").float_only()
+    # Settings that the data do not fit claim no directory.
+    with pytest.raises(ConfigError, match=r"augment\.crop=9"):
+        train_recipe(tmp_path / "e", "digits", *SHORT, "augment.crop=9", "augment.pad=reflect")
+    train_recipe(tmp_path / "e", "digits", *SHORT)
+    (tmp_path / "e" / "result.json").write_text("{")
+    with pytest.raises(FormatError, match=r"result\.json does not hold the result of a run"):
+        train_recipe(tmp_path / "e", "digits", *SHORT)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "run.json").write_text("{")
     with pytest.raises(FormatError, match=r"run\.json does not describe a run"):
