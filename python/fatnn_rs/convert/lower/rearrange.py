@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from fatnn_rs.convert.graph import Ref
+from fatnn_rs.convert.lower.folding import size_of
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS"]
@@ -56,7 +57,11 @@ def _fix_computed(ctx: Lowering, value: Any) -> None:
         value = value.source
     if not isinstance(value, fx.Node):
         return
-    if ctx.seen(value).dtype is None:  # no tensor
+    source, dim = size_of(value) or (None, 0)
+    rank = len(ctx.shape(source))
+    if source is not None and (name := ctx.plain(source)) is not None and -rank <= dim < rank:
+        ctx.fix_sizes(name, dim % rank)
+    elif ctx.seen(value).dtype is None:  # no tensor
         for read in value.all_input_nodes:
             _fix_computed(ctx, read)
     elif (name := ctx.plain(value)) is not None:
