@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -147,11 +148,8 @@ class Phase(Section):
                 "schedule 'step' needs milestones, and other schedules take none, got "
                 f"{self.schedule!r} with {self.milestones}"
             )
-        if not all(0 < place <= self.epochs for place in self.milestones):
-            raise ValueError(
-                f"milestones must be above 0 and at most epochs={self.epochs}, got "
-                f"{list(self.milestones)}"
-            )
+        if not all(0 < place < math.inf for place in self.milestones):
+            raise ValueError(f"milestones must be finite and above 0, got {list(self.milestones)}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs must be less than epochs, got {self.warmup_epochs:g} of "
