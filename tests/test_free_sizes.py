@@ -111,6 +111,9 @@ def expanded(model: Any, x: Tensor) -> Tensor:
         (quotient, False),
         (halves, False),
         (expanded, False),
+        (lambda m, x: m.head(m.hidden(x).transpose(0, 1).unbind(0)[-1]), False),
+        (lambda m, x: m.head(m.hidden(x).logcumsumexp(1).chunk(2, 1)[1].mean(1)), False),
+        (lambda m, x: m.head(torch.cat(m.hidden(x).chunk(2, -1), -1).mean(1)), True),
         (lambda m, x: m.head(m.hidden(x).reshape(-1, 16).view_as(m.a(x)).sum(1)), True),
         (
             lambda m, x: m.head(m.hidden(x).flatten(0, 1).unflatten(0, (x.shape[0], -1)).sum(1)),
@@ -142,6 +145,46 @@ def test_rows_that_a_view_splits_again() -> None:
     assert runs(model, net, (3, 1, 8))
     with pytest.raises(InputError, match="captured for one shape only"):
         net(torch.randn(2, 4, 8))
+
+
+def sequence_first(model: Any, x: Tensor) -> Tensor:
+    hidden = model.hidden(x).transpose(0, 1)
+    length, batch, _ = hidden.shape
+    heads = hidden.reshape(length, batch * 4, 4).transpose(0, 1)
+    mixed = (heads @ heads.transpose(1, 2)).softmax(-1) @ heads
+    result: Tensor = model.head(mixed.transpose(0, 1).reshape(length, batch, 16).mean(0))
+    return result
+
+
+def merged_batch(model: Any, x: Tensor) -> Tensor:
+    hidden = model.hidden(x).transpose(0, 1)
+    mixed = hidden.reshape(x.size(1), x.size(0) * 4, 4).softmax(0).reshape(-1, 16)
+    result: Tensor = model.head(mixed)
+    return result
+
+
+def appended_rows(model: Any, x: Tensor) -> Tensor:
+    hidden = model.hidden(x).permute(1, 0, 2)
+    rows = model.row.expand(2, x.shape[0], 16)
+    result: Tensor = model.head(torch.cat([hidden, rows], 0).mean(0))
+    return result
+
+
+@pytest.mark.parametrize("run", [sequence_first, merged_batch, appended_rows])
+def test_batch_used_for_another_dimension_is_fixed(run: Forward) -> None:
+    model, net = converted(Rows(run), (6, 4, 8), INT8_ENDS)
+    assert runs(model, net, (6, 4, 8))
+    assert not any(runs(model, net, (batch, 4, 8)) for batch in (1, 2, 3, 9, 12))
+
+
+def test_channels_may_be_cut_after_a_call_that_stays_in_torch() -> None:
+    def run(model: Any, x: Tensor) -> Tensor:
+        first, second = torch.logcumsumexp(model.hidden(x), 1).chunk(2, 1)
+        result: Tensor = model.head(torch.cat([first, second.sigmoid()], 1).mean((2, 3)))
+        return result
+
+    model, net = converted(Maps(run), IMAGE, INT8_ENDS)
+    assert all(runs(model, net, shape) for shape in ((1, 3, 8, 8), (2, 3, 16, 12)))
 
 
 def video(model: Any, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.record import TensorMeta
 
-__all__ = ["PLAIN", "Fixed", "Folding", "Repeated", "other_batch", "size_of"]
+__all__ = ["PLAIN", "Fixed", "Folding", "Repeated", "other_batch"]
 
 #: Dtypes that the engine has → their names in graphs.
 PLAIN: dict[torch.dtype, str] = {
@@ -66,7 +66,7 @@ def _is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags or named
 
 
-def size_of(node: fx.Node) -> tuple[fx.Node, int] | None:
+def _size_of(node: fx.Node) -> tuple[fx.Node, int] | None:
     """Return the tensor and the dimension whose size a node reads, or None."""
     args: tuple[Any, ...] = node.args
     if node.target in ("size", _aten.sym_size.int) and len(args) == 2:
@@ -183,7 +183,7 @@ class Folding:
         return torch.zeros(()).to(seen.dtype).expand(*first, *seen.shape[1:])
 
     def _is_size(self, node: fx.Node) -> bool:
-        asked = size_of(node)
+        asked = _size_of(node)
         if asked is None or asked[0] not in self._seen:
             return False
         source, dim = asked
@@ -202,7 +202,7 @@ class Folding:
             value = value.detach() if isinstance(value, Tensor) else value
             self.values[node], self.sources[node] = (value, value), frozenset()
             return True
-        asked = size_of(node) if self._is_size(node) else None
+        asked = _size_of(node) if self._is_size(node) else None
         if asked is not None:
             source, dim = asked
             shape = self._seen[source].shape

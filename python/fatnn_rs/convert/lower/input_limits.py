@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,31 +41,45 @@ class SizeLimit:
     value
         Name of the value.
     dim
-        Dimension; None for all after the first. The first one may depend on the batch, but on no
-        other size of the inputs.
+        Dimension; None for all after the first.
     like
         Name of a value that may have another size, if both always have the same in ``dim``.
+    with_batch
+        Whether dimension 0 may not depend on the batch either.
     """
 
     value: str
     dim: int | None = None
     like: str = ""
+    with_batch: bool = False
 
 
-def _shapes_of_one_batch(graph: Graph) -> dict[str, Shape]:
-    """Compute every value's shape for the example's batch and any other sizes."""
+def _shapes_with(graph: Graph, fixed: Callable[[int], range]) -> dict[str, Shape]:
+    """Compute every value's shape if some dimensions of the inputs have the example's sizes."""
     inputs = [node for node in graph.nodes if node.op == "input"]
     before = [node.attrs["fixed"] for node in inputs]
     for node in inputs:
-        node.attrs["fixed"] = sorted({0, *node.attrs["fixed"]})
+        node.attrs["fixed"] = sorted({*fixed(len(node.shape)), *node.attrs["fixed"]})
     shapes = run_time_shapes(graph)
-    for node, fixed in zip(inputs, before, strict=True):
-        node.attrs["fixed"] = fixed
+    for node, own in zip(inputs, before, strict=True):
+        node.attrs["fixed"] = own
     return shapes
+
+
+def _after_torch(graph: Graph) -> set[str]:
+    """Return the names of values that depend on a call that stays in torch."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.op == "torch" or any(name in found for name in node.inputs):
+            found.add(node.name)
+    return found
 
 
 def fix_sizes_of(graph: Graph, limits: list[SizeLimit]) -> None:
     """Fix the inputs' sizes if they would break a limit.
+
+    Nothing is known about sizes after a call that stays in torch. There, only sizes after the
+    batch count, and :mod:`fatnn_rs.convert.trial` compares the rest.
 
     Parameters
     ----------
@@ -75,20 +90,30 @@ def fix_sizes_of(graph: Graph, limits: list[SizeLimit]) -> None:
     """
     if not limits:
         return
-    shapes, of_one_batch = run_time_shapes(graph), _shapes_of_one_batch(graph)
-
-    def kept(limit: SizeLimit) -> bool:
-        sizes, dim = shapes[limit.value], limit.dim
-        if dim is None:
-            return all(size >= 0 for size in sizes[1:])
-        if limit.like and sizes[dim] == shapes[limit.like][dim]:
-            return True
-        names = [limit.value, *([limit.like] if limit.like else [])]
-        known = shapes if dim else of_one_batch
-        return all(known[name][dim] >= 0 for name in names)
-
-    if not all(map(kept, limits)):
-        fix_input_sizes(graph, "forward computes with one of their sizes", 1)
+    shapes, after_torch = run_time_shapes(graph), _after_torch(graph)
+    of_one_batch = _shapes_with(graph, lambda rank: range(min(rank, 1)))
+    of_one_size = _shapes_with(graph, lambda rank: range(1, rank))
+    sizes_vary = batch_varies = False
+    for limit in limits:
+        dim, names = limit.dim, [limit.value, *([limit.like] if limit.like else [])]
+        if dim is not None and limit.like and shapes[limit.value][dim] == shapes[limit.like][dim]:
+            continue
+        chosen = slice(1, None) if dim is None else slice(dim, dim + 1)
+        varies, with_batch = (
+            any(size < 0 for name in names for size in known[name][chosen])
+            for known in (of_one_batch, of_one_size)
+        )
+        unknown = any(name in after_torch for name in names)
+        sizes_vary |= varies and not (unknown and dim == 1)
+        batch_varies |= with_batch and not unknown and (dim != 0 or limit.with_batch)
+    why = "forward computes with one of their sizes"
+    if sizes_vary:
+        fix_input_sizes(graph, why, 0 if batch_varies else 1)
+    elif batch_varies:
+        for node in graph.nodes:
+            if node.op == "input":
+                node.attrs["fixed"] = sorted({0, *node.attrs["fixed"]})
+        graph.notes.append("the batch is fixed to the example's: forward computes with its size")
 
 
 def fix_input_sizes(graph: Graph, why: str, first: int = 0) -> None:

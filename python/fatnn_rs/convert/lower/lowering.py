@@ -69,9 +69,11 @@ class Lowering:
         #: Returns name → node for the nodes added so far.
         self.index = NodeIndex(self.graph).nodes
 
-    def fix_sizes(self, name: str, dim: int | None = None, like: str = "") -> None:
+    def fix_sizes(
+        self, name: str, dim: int | None = None, like: str = "", with_batch: bool = False
+    ) -> None:
         """Require that a value has the example's sizes in every run: see :class:`SizeLimit`."""
-        self.size_limits.append(SizeLimit(name, dim, like))
+        self.size_limits.append(SizeLimit(name, dim, like, with_batch))
 
     def seen(self, value: Any) -> TensorMeta:
         """Return the recorded metadata of a value for the example inputs."""

@@ -16,8 +16,8 @@ import torch
 from torch import fx
 
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.lower.folding import size_of
 from fatnn_rs.convert.lower.lowering import Lowering, Row
+from fatnn_rs.convert.lower.spatial import sizes_of
 
 __all__ = ["FUNCTIONS", "METHODS"]
 
@@ -51,22 +51,22 @@ def _number(ctx: Lowering, value: Any) -> int | None:
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _fix_computed(ctx: Lowering, value: Any) -> None:
-    """Fix the sizes from which forward computed a number."""
+def _fix_computed(ctx: Lowering, value: Any, with_batch: bool = True) -> None:
+    """Fix the sizes from which forward computed a number, the batch too if ``with_batch``."""
     if isinstance(value, _BatchSize):
         value = value.source
     if not isinstance(value, fx.Node):
         return
-    source, dim = size_of(value) or (None, 0)
-    rank = len(ctx.shape(source))
-    if source is not None and (name := ctx.plain(source)) is not None and -rank <= dim < rank:
-        ctx.fix_sizes(name, dim % rank)
+    source, dims = sizes_of(ctx, value) or (None, ())
+    if source is not None and (name := ctx.plain(source)) is not None:
+        for dim in dims:
+            ctx.fix_sizes(name, dim, with_batch=with_batch)
     elif ctx.seen(value).dtype is None:  # no tensor
         for read in value.all_input_nodes:
-            _fix_computed(ctx, read)
+            _fix_computed(ctx, read, with_batch)
     elif (name := ctx.plain(value)) is not None:
         ctx.fix_sizes(name)
-        ctx.fix_sizes(name, 0)
+        ctx.fix_sizes(name, 0, with_batch=with_batch)
     else:
         for name in ctx.inputs.values():
             ctx.fix_sizes(name)
@@ -144,7 +144,7 @@ def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
         sizes[at] = literal[at] = ctx.shape(ctx.node)[at]
         ctx.fix_sizes(name)
         ctx.fix_sizes(name, 0)
-        _fix_computed(ctx, sizes[0])
+        _fix_computed(ctx, sizes[0], with_batch=False)
     if 0 in literal or 0 in source:
         return None
     entries: list[int] = []
