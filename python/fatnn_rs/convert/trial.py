@@ -50,7 +50,7 @@ def check_values(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ..
         except Exception:  # the model refuses these values
             continue
         problem, _ = _difference(net, given, expected)
-        if problem:
+        if problem and not problem.startswith(_REFUSED):
             raise ConversionError(
                 f"the converted network does not give the model's outputs on {factor:g} times the "
                 f"example inputs ({problem}), so it is refused: forward seems to branch on values "
@@ -165,6 +165,9 @@ def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, .
             )
 
 
+#: How the description of an error begins that the network raises on purpose, as for NaN.
+_REFUSED = "it refuses: "
+
 #: Differences of at most this fraction of the largest value count as rounding.
 _ROUNDING = 0.05
 
@@ -179,6 +182,8 @@ def _difference(net: TernaryNetwork, given: tuple[Any, ...], expected: Any) -> t
         pass
     try:
         got = net(*copies(given))
+    except InputError as error:
+        return f"{_REFUSED}{str(error)[:200]}", False
     except Exception as error:  # torch nodes may raise anything
         return f"it fails ({type(error).__name__}: {str(error)[:200]})", False
     problem = same_values(got, expected)

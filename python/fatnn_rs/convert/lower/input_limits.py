@@ -45,7 +45,7 @@ class SizeLimit:
     like
         Name of a value that may have another size, if both always have the same in ``dim``.
     with_batch
-        Whether dimension 0 may not depend on the batch either.
+        Whether the size may not depend on the batch either.
     """
 
     value: str
@@ -105,7 +105,7 @@ def fix_sizes_of(graph: Graph, limits: list[SizeLimit]) -> None:
         )
         unknown = any(name in after_torch for name in names)
         sizes_vary |= varies and not (unknown and dim == 1)
-        batch_varies |= with_batch and not unknown and (dim != 0 or limit.with_batch)
+        batch_varies |= with_batch and not unknown and limit.with_batch
     why = "forward computes with one of their sizes"
     if sizes_vary:
         fix_input_sizes(graph, why, 0 if batch_varies else 1)

@@ -298,6 +298,12 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
         assert name is not None
         shape = [shapes[i][dim] for dim in orders[i]]
         name = _step(ctx, "permute", name, {"dims": orders[i]}, shape)
+        letters = [terms[i][dim] for dim in orders[i]]
+        baked = [] if form.keeps_shape(2) else [*form.rows, *form.columns]
+        baked += [] if form.keeps_shape(i) else form.summed
+        for dim, letter in enumerate(letters):
+            if letter in baked and letter != varies:
+                ctx.fix_sizes(name, dim, with_batch=True)
         lead = shape[: len(form.batch)] or [1]
         rest = math.prod(shape) // max(math.prod(lead) * made[i][-1 - (i == 1)], 1)
         ends = [rest, made[0][-1]] if i == 0 else [made[0][-1], rest]
@@ -305,8 +311,6 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
         if not form.keeps_shape(i):
             part = _step(ctx, "reshape", name, {"shape": made[i]}, [*lead, *ends])
         parts.append(part)
-        if len(form.batch) + 2 < len(shape):
-            ctx.fix_sizes(name)
     lead = [sizes[c] for c in form.batch] or [1]
     ends = [math.prod(sizes[c] for c in group) for group in (form.rows, form.columns)]
     suffix = f"_matmul_{len(ctx.graph.nodes)}"

@@ -172,7 +172,7 @@ def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
     if list(ctx.shape(ctx.node)) == list(source) and entries[0] in (-1, 0):
         for dim, size in enumerate(entries):
             if size > 0:
-                ctx.fix_sizes(name, dim)
+                ctx.fix_sizes(name, dim, with_batch=True)
         return Ref(name)
     return ctx.emit("reshape", [name], {"shape": entries})
 
@@ -205,7 +205,7 @@ def view_as(ctx: Lowering, input: Any, other: Any) -> Ref | None:
         return None
     if source == wanted:
         for dim in range(len(source)):
-            ctx.fix_sizes(name, dim, like)
+            ctx.fix_sizes(name, dim, like, with_batch=dim > 0)
         return Ref(name)
     if not source or not wanted or 0 in source:
         return None

@@ -139,7 +139,7 @@ def _parts(ctx: Lowering, input: Any, dim: Any, lengths: list[int]) -> tuple[Ref
     if name is None or not isinstance(dim, int) or not shape:
         return None
     at, found = 0, []
-    ctx.fix_sizes(name, dim % len(shape))
+    ctx.fix_sizes(name, dim % len(shape), with_batch=True)
     for length in lengths:
         made = _sliced(ctx, name, shape, dim % len(shape), slice(at, at + length), last=False)
         assert made is not None
