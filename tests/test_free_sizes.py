@@ -293,6 +293,16 @@ def test_write_after_a_reshape_still_fixes_sizes() -> None:
     assert not runs(model, net, (2, 3, 10, 10))
 
 
+def test_conversion_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    def run(model: Any, x: Tensor) -> Tensor:
+        result: Tensor = model.head(model.hidden(x).mean(1).tril())
+        return result
+
+    model, net = converted(Rows(run), SEQUENCE, INT8_ENDS)
+    assert runs(model, net, SEQUENCE)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_functions_that_fail_in_the_network_are_named() -> None:
     def run(model: Any, x: Tensor) -> Tensor:
         result: Tensor = model.head(
