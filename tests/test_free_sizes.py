@@ -24,37 +24,34 @@ IMAGE = (2, 3, 8, 8)
 VIDEO = (2, 4, 3, 8, 8)
 
 
-class Rows(nn.Module):
-    """Layers of 16 features on the last dimension, used by a given function."""
+class Layers(nn.Module):
+    """Layers that a given function uses."""
+
+    def __init__(self, run: Forward, a: nn.Module, b: nn.Module, features: int = 16) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.run = a, b, nn.Linear(features, 4), run
+
+    def hidden(self, x: Tensor) -> Tensor:
+        result: Tensor = self.b(self.a(x).relu())
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+class Rows(Layers):
+    """16 features on the last dimension."""
 
     def __init__(self, run: Forward, features: int = 16) -> None:
-        super().__init__()
-        self.a, self.b, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(features, 4)
+        super().__init__(run, nn.Linear(8, 16), nn.Linear(16, 16), features)
         self.row = nn.Parameter(torch.randn(1, 1, 16))
-        self.run = run
-
-    def hidden(self, x: Tensor) -> Tensor:
-        result: Tensor = self.b(self.a(x).relu())
-        return result
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
 
 
-class Maps(nn.Module):
-    """Two convolutions, used by a given function."""
+class Maps(Layers):
+    """Two convolutions."""
 
     def __init__(self, run: Forward) -> None:
-        super().__init__()
-        self.a, self.b, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 4)
-        self.run = run
-
-    def hidden(self, x: Tensor) -> Tensor:
-        result: Tensor = self.b(self.a(x).relu())
-        return result
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
+        super().__init__(run, nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3))
 
 
 def converted(model: nn.Module, shape: tuple[int, ...], config: fatnn.TernaryConfig) -> Any:

@@ -92,7 +92,7 @@ class Graph:
     nodes
         The first ones have op ``"input"``.
     tensors
-        Contiguous CPU tensors.
+        CPU tensors: floats with the strides of the model, others contiguous.
     dtypes
         Name of a tensor → ``"binary"``, ``"ternary"`` or ``"two-bit"``, for int8 tensors that hold
         such weights. The type of every other tensor is its own.
@@ -125,6 +125,13 @@ class Graph:
     def index(self) -> dict[str, Node]:
         """Name → node."""
         return {node.name: node for node in self.nodes}
+
+    def fix_inputs(self, dims: slice) -> None:
+        """Let every input have the example's sizes only, in these dimensions."""
+        for node in self.nodes:
+            if node.op == "input":
+                chosen = range(len(node.shape))[dims]
+                node.attrs["fixed"] = sorted({*node.attrs["fixed"], *chosen})
 
     def users(self) -> dict[str, list[Node | None]]:
         """Map a value to the nodes that read it, once per read; None means the outputs."""

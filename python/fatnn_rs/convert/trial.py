@@ -49,8 +49,8 @@ def check_values(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ..
             expected = replica(model)(*copies(given))
         except Exception:  # the model refuses these values
             continue
-        problem, _ = _difference(net, given, expected)
-        if problem and not problem.startswith(_REFUSED):
+        problem, _ = _difference(net, given, expected, may_refuse=True)
+        if problem:
             raise ConversionError(
                 f"the converted network does not give the model's outputs on {factor:g} times the "
                 f"example inputs ({problem}), so it is refused: forward seems to branch on values "
@@ -84,8 +84,7 @@ def check_sizes(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...
         trials.append((sequences, range(1, 2), grown, what))
     for chosen, dims, grown, what in trials:
         if chosen and (problem := _problem_at(model, net, arguments, chosen, dims, grown)):
-            for node in inputs:
-                node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(1, len(node.shape))})
+            net.graph.fix_inputs(slice(1, None))
             net.graph.notes.append(f"sizes are fixed to the example's: {what}, {problem}")
             return
 
@@ -155,8 +154,7 @@ def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, .
             continue
         problem, is_rounding = _difference(net, given, expected)
         if problem and not is_rounding:
-            for node in inputs:
-                node.attrs["fixed"] = sorted({0, *node.attrs["fixed"]})
+            net.graph.fix_inputs(slice(1))
             net.graph.notes.append(f"the batch is fixed to {size}: at {batch}, {problem}")
             return
         if problem:
@@ -165,15 +163,17 @@ def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, .
             )
 
 
-#: How the description of an error begins that the network raises on purpose, as for NaN.
-_REFUSED = "it refuses: "
-
 #: Differences of at most this fraction of the largest value count as rounding.
 _ROUNDING = 0.05
 
 
-def _difference(net: TernaryNetwork, given: tuple[Any, ...], expected: Any) -> tuple[str, bool]:
-    """Describe how a network's outputs differ from its model's, and whether by rounding only."""
+def _difference(
+    net: TernaryNetwork, given: tuple[Any, ...], expected: Any, may_refuse: bool = False
+) -> tuple[str, bool]:
+    """Describe how a network's outputs differ from its model's, and whether by rounding only.
+
+    With ``may_refuse``, errors that the network raises on purpose, as for NaN, are no difference.
+    """
     try:
         net.check([value for value in given if isinstance(value, Tensor)])
     except InputError:  # the network refuses this size with a clear error
@@ -183,7 +183,7 @@ def _difference(net: TernaryNetwork, given: tuple[Any, ...], expected: Any) -> t
     try:
         got = net(*copies(given))
     except InputError as error:
-        return f"{_REFUSED}{str(error)[:200]}", False
+        return "" if may_refuse else f"it refuses: {str(error)[:200]}", False
     except Exception as error:  # torch nodes may raise anything
         return f"it fails ({type(error).__name__}: {str(error)[:200]})", False
     problem = same_values(got, expected)

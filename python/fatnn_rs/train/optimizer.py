@@ -18,6 +18,9 @@ __all__ = ["MatrixMomentum", "build_optimizer", "orthogonalize"]
 #: Values of ``Phase.optimizer`` that transform the updates of weights.
 RULES = ("muon", "normalized-sgd")
 
+#: Quantizers, steps and scales of quantized layers and int8 values.
+_STEPS = ("act_quant", "weight_quant", "scale", "ternary_scale", "log2_step")
+
 #: Coefficients of the quintic Newton-Schulz iteration that Muon uses.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -171,8 +174,7 @@ def _groups(phase: Phase, model: nn.Module) -> list[dict[str, Any]]:
         for _, layer in named_modules(model)
         if isinstance(layer, (QuantizedLayer, Int8Value))
         for name, parameter in layer.named_parameters()
-        if isinstance(layer, Int8Value)
-        or name.partition(".")[0] in ("act_quant", "weight_quant", "scale", "ternary_scale")
+        if name.partition(".")[0] in _STEPS
     }
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     separate = phase.lr_last or phase.renormalize or phase.optimizer in RULES

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fatnn_rs.nn import QuantizedLayer, TernaryLayer
+from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.nn.base import weight_hooks
 
 __all__ = ["Method", "attention_call", "clean_copy", "has_hooks", "target_name"]
@@ -44,7 +44,7 @@ def target_name(node: fx.Node) -> str:
 
 
 def clean_copy(module: nn.Module) -> nn.Module:
-    """Copy a module in eval mode, without gradients and cached weights."""
+    """Copy a module in eval mode, without gradients."""
     for layer in module.modules():
         if isinstance(layer, QuantizedLayer):
             layer.latent_weight()  # a weight that a hook computed with a gradient cannot be copied
@@ -52,9 +52,6 @@ def clean_copy(module: nn.Module) -> nn.Module:
     for parameter in copied.parameters():
         # requires_grad stays on: without it torch runs recurrent layers by another path.
         parameter.grad = None
-    for layer in copied.modules():
-        if isinstance(layer, TernaryLayer):
-            layer._held = None
     return copied
 
 

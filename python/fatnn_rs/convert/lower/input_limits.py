@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,12 +53,11 @@ class SizeLimit:
     with_batch: bool = False
 
 
-def _shapes_with(graph: Graph, fixed: Callable[[int], range]) -> dict[str, Shape]:
+def _shapes_with(graph: Graph, fixed: slice) -> dict[str, Shape]:
     """Compute every value's shape if some dimensions of the inputs have the example's sizes."""
     inputs = [node for node in graph.nodes if node.op == "input"]
     before = [node.attrs["fixed"] for node in inputs]
-    for node in inputs:
-        node.attrs["fixed"] = sorted({*fixed(len(node.shape)), *node.attrs["fixed"]})
+    graph.fix_inputs(fixed)
     shapes = run_time_shapes(graph)
     for node, own in zip(inputs, before, strict=True):
         node.attrs["fixed"] = own
@@ -91,8 +89,8 @@ def fix_sizes_of(graph: Graph, limits: list[SizeLimit]) -> None:
     if not limits:
         return
     shapes, after_torch = run_time_shapes(graph), _after_torch(graph)
-    of_one_batch = _shapes_with(graph, lambda rank: range(min(rank, 1)))
-    of_one_size = _shapes_with(graph, lambda rank: range(1, rank))
+    of_one_batch = _shapes_with(graph, slice(1))
+    of_one_size = _shapes_with(graph, slice(1, None))
     sizes_vary = batch_varies = False
     for limit in limits:
         dim, names = limit.dim, [limit.value, *([limit.like] if limit.like else [])]
@@ -110,17 +108,13 @@ def fix_sizes_of(graph: Graph, limits: list[SizeLimit]) -> None:
     if sizes_vary:
         fix_input_sizes(graph, why, 0 if batch_varies else 1)
     elif batch_varies:
-        for node in graph.nodes:
-            if node.op == "input":
-                node.attrs["fixed"] = sorted({0, *node.attrs["fixed"]})
+        graph.fix_inputs(slice(1))
         graph.notes.append("the batch is fixed to the example's: forward computes with its size")
 
 
 def fix_input_sizes(graph: Graph, why: str, first: int = 0) -> None:
     """Fix the inputs' sizes from dimension ``first`` on, and note ``why``."""
-    for node in graph.nodes:
-        if node.op == "input":
-            node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(first, len(node.shape))})
+    graph.fix_inputs(slice(first, None))
     graph.notes.append(
         f"input sizes are fixed to the example's{', except the batch' if first else ''}: {why}"
     )

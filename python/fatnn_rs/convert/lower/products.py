@@ -176,10 +176,6 @@ def _bitwise_equal(
     return torch.equal(one(*samples), other(*samples))
 
 
-#: Whether a row's letter stands in the first and in the second operand; and a column's letter.
-_ONE_OPERAND = (True, False), (False, True)
-
-
 class _Einsum:
     """An einsum of two operands as one matrix product between permutations and reshapes.
 
@@ -188,7 +184,8 @@ class _Einsum:
     """
 
     def __init__(self, a: str, b: str, out: str) -> None:
-        rows, columns = ([c for c in out if (c in a, c in b) == pair] for pair in _ONE_OPERAND)
+        rows = [c for c in out if c in a and c not in b]
+        columns = [c for c in out if c in b and c not in a]
         self.swaps = bool(rows and columns) and out.index(columns[-1]) < out.index(rows[0])
         self.a, self.b, self.out = (b, a, out) if self.swaps else (a, b, out)
         self.rows, self.columns = (columns, rows) if self.swaps else (rows, columns)
@@ -298,19 +295,17 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
         assert name is not None
         shape = [shapes[i][dim] for dim in orders[i]]
         name = _step(ctx, "permute", name, {"dims": orders[i]}, shape)
-        letters = [terms[i][dim] for dim in orders[i]]
         baked = [] if form.keeps_shape(2) else [*form.rows, *form.columns]
         baked += [] if form.keeps_shape(i) else form.summed
-        for dim, letter in enumerate(letters):
-            if letter in baked and letter != varies:
+        for dim, at in enumerate(orders[i]):
+            if terms[i][at] in baked and terms[i][at] != varies:
                 ctx.fix_sizes(name, dim, with_batch=True)
         lead = shape[: len(form.batch)] or [1]
         rest = math.prod(shape) // max(math.prod(lead) * made[i][-1 - (i == 1)], 1)
         ends = [rest, made[0][-1]] if i == 0 else [made[0][-1], rest]
-        part = name
         if not form.keeps_shape(i):
-            part = _step(ctx, "reshape", name, {"shape": made[i]}, [*lead, *ends])
-        parts.append(part)
+            name = _step(ctx, "reshape", name, {"shape": made[i]}, [*lead, *ends])
+        parts.append(name)
     lead = [sizes[c] for c in form.batch] or [1]
     ends = [math.prod(sizes[c] for c in group) for group in (form.rows, form.columns)]
     suffix = f"_matmul_{len(ctx.graph.nodes)}"

@@ -17,7 +17,7 @@ from torch import fx
 
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower.lowering import Lowering, Row
-from fatnn_rs.convert.lower.spatial import sizes_of
+from fatnn_rs.convert.lower.spatial import fix_all_sizes, sizes_of
 
 __all__ = ["FUNCTIONS", "METHODS"]
 
@@ -68,8 +68,7 @@ def _fix_computed(ctx: Lowering, value: Any, with_batch: bool = True) -> None:
         ctx.fix_sizes(name)
         ctx.fix_sizes(name, 0, with_batch=with_batch)
     else:
-        for name in ctx.inputs.values():
-            ctx.fix_sizes(name)
+        fix_all_sizes(ctx)
 
 
 def _fix_batch(ctx: Lowering, input: Any, size: Any) -> None:
